@@ -1,0 +1,271 @@
+# Copyright (C) 2026 the ganeti-kvmd developers
+# SPDX-License-Identifier: BSD-2-Clause
+
+"""The control directory: the names of its files, and the marks left there.
+
+The directory holds, for each instance, the sockets that its QEMU makes and the
+marks that the daemon and the hypervisor leave for each other: empty files that
+say something of one life of the instance. They are written and removed here
+only, and what they are called is written down here only.
+
+Everything is done relative to the open directory and without following links:
+what a name stands for may change at any time.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import os
+import stat
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+  from typing import Optional
+
+#: What the names of the monitors for the daemon end in.
+MONITOR_SUFFIX = ".kvmd"
+
+_FILE_MODE = 0o600
+
+# A monitor's name may be so long that no mark's name fits: there is none then.
+_NO_SUCH_FILE = (errno.ENOENT, errno.ENAMETOOLONG)
+
+
+class Mark(enum.Enum):
+  """What is left to be known; the value ends the file's name.
+
+  @cvar SHUTDOWN: the instance's user turned it off
+  @cvar POWERDOWN: an administrator asked the instance to turn itself off
+
+  """
+
+  SHUTDOWN = ".shutdown"
+  POWERDOWN = ".powerdown"
+
+
+class Life(NamedTuple):
+  """One life of an instance, told from the next by its monitor's socket.
+
+  QEMU makes the socket anew when it starts. Its inode number alone would not
+  do, since file systems give the numbers out again.
+
+  @ivar inode: the socket's inode number
+  @ivar born: when the socket was made, in nanoseconds since the epoch, by the
+    clock of the file system
+
+  """
+
+  inode: int
+  born: int
+
+
+class OpenMonitor(NamedTuple):
+  """A monitor's socket, held by a descriptor whatever becomes of its name.
+
+  @ivar descriptor: an C{O_PATH} descriptor of the socket
+  @ivar life: the life of the instance that the socket belongs to
+
+  """
+
+  descriptor: int
+  life: Life
+
+
+def ganeti_path() -> str:
+  """Returns the path of Ganeti's own control directory.
+
+  @raise ImportError: if there is no Ganeti
+
+  """
+  from ganeti import pathutils
+
+  return os.path.join(pathutils.RUN_DIR, "kvm-hypervisor", "ctrl")
+
+
+class ControlDirectory:
+  """An open control directory.
+
+  @ivar path: where it was found, for messages
+
+  """
+
+  def __init__(self, path: str, descriptor: int, suffix: str) -> None:
+    """Works in a directory that somebody else has opened and will close.
+
+    @param descriptor: of the directory, open for reading
+    @param suffix: what the names of monitor sockets end in
+
+    """
+    self.path = path
+    self._descriptor = descriptor
+    self._suffix = suffix
+
+  def monitored_by(self, name: str) -> Optional[str]:
+    """Returns the instance whose monitor a file is by its name, if any."""
+    if name.endswith(self._suffix) and len(name) > len(self._suffix):
+      return name[: -len(self._suffix)]
+    return None
+
+  def check_access(self) -> None:
+    """Makes sure that shutdown files can be written and removed.
+
+    @raise PermissionError: if not
+
+    """
+    if not os.access(
+      ".", os.W_OK | os.X_OK, dir_fd=self._descriptor, effective_ids=True
+    ):
+      reason = os.strerror(errno.EACCES) + " to write there"
+      raise PermissionError(errno.EACCES, reason, self.path)
+
+  def monitored(self) -> set[str]:
+    """Lists the instances that have a monitor.
+
+    @raise OSError: if the directory cannot be read
+
+    """
+    instances = set()
+    with os.scandir(self._descriptor) as entries:
+      for entry in entries:
+        instance = self.monitored_by(entry.name)
+        if instance is not None:
+          instances.add(instance)
+    return instances
+
+  def open_monitor(self, instance: str) -> OpenMonitor:
+    """Takes hold of an instance's monitor without connecting to it.
+
+    @raise FileNotFoundError: if there is none
+    @raise OSError: if it is no socket (C{ENOTSOCK}; links are not followed),
+      or there is no descriptor left
+
+    """
+    name = instance + self._suffix
+    descriptor = os.open(
+      name,
+      os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC,
+      dir_fd=self._descriptor,
+    )
+    found = os.fstat(descriptor)
+    if not stat.S_ISSOCK(found.st_mode):
+      os.close(descriptor)
+      raise OSError(errno.ENOTSOCK, os.strerror(errno.ENOTSOCK), name)
+    return OpenMonitor(descriptor, _life(found))
+
+  def life(self, instance: str) -> Life:
+    """Returns the present life of an instance; if it is down, the last one.
+
+    @raise OSError: if that cannot be found out
+
+    """
+    try:
+      found = self._lstat(instance + self._suffix)
+    except FileNotFoundError:
+      # QEMU has removed its socket: any life that there was is older than now.
+      return Life(0, time.time_ns())
+    return _life(found)
+
+  def is_marked(self, mark: Mark, instance: str) -> bool:
+    """Tells whether an instance is marked, in whichever life.
+
+    @raise OSError: if that cannot be found out
+
+    """
+    try:
+      self._lstat(instance + mark.value)
+    except FileNotFoundError:
+      return False
+    return True
+
+  def has(self, mark: Mark, instance: str, life: Life) -> Optional[bool]:
+    """Tells whether an instance is marked, and in which life.
+
+    @return: None if there is no mark; False if it is of an earlier life
+    @raise OSError: if that cannot be found out
+
+    """
+    try:
+      found = self._lstat(instance + mark.value)
+    except OSError as err:
+      if err.errno in _NO_SUCH_FILE:
+        return None
+      raise
+    return found.st_mtime_ns > life.born
+
+  def write(self, mark: Mark, instance: str, life: Life) -> bool:
+    """Marks an instance.
+
+    The file is dated just after the birth of the life that it speaks of. So
+    it is never taken for one of another life, however late it is written and
+    however the clock was set meanwhile. If the instance lives anew already,
+    none is written.
+
+    @return: whether it was written
+    @raise OSError: if the file cannot be written
+
+    """
+    if self._is_reborn(instance, life):
+      return False
+    name = instance + mark.value
+    try:
+      self._create(name)
+    except FileExistsError:
+      if not _is_mark(self._lstat(name)):
+        os.unlink(name, dir_fd=self._descriptor)
+        self._create(name)
+    date = life.born + 1
+    os.utime(
+      name,
+      ns=(date, date),
+      dir_fd=self._descriptor,
+      follow_symlinks=False,
+    )
+    return True
+
+  def remove(self, mark: Mark, instance: str) -> bool:
+    """Takes a mark away.
+
+    @return: whether there was one
+    @raise OSError: if it cannot be removed
+
+    """
+    try:
+      os.unlink(instance + mark.value, dir_fd=self._descriptor)
+    except OSError as err:
+      if err.errno in _NO_SUCH_FILE:
+        return False
+      raise
+    return True
+
+  def _is_reborn(self, instance: str, life: Life) -> bool:
+    try:
+      found = self._lstat(instance + self._suffix)
+    except FileNotFoundError:
+      return False
+    return _life(found) != life
+
+  def _lstat(self, name: str) -> os.stat_result:
+    return os.stat(name, dir_fd=self._descriptor, follow_symlinks=False)
+
+  def _create(self, name: str) -> None:
+    os.close(
+      os.open(
+        name,
+        os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC,
+        _FILE_MODE,
+        dir_fd=self._descriptor,
+      )
+    )
+
+
+def _life(socket: os.stat_result) -> Life:
+  return Life(socket.st_ino, socket.st_mtime_ns)
+
+
+def _is_mark(found: os.stat_result) -> bool:
+  """Tells whether a file is what marks are: regular, empty, and only here."""
+  return (
+    stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and not found.st_size
+  )

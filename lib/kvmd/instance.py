@@ -1,0 +1,256 @@
+# Copyright (C) 2026 the ganeti-kvmd developers
+# SPDX-License-Identifier: BSD-2-Clause
+
+"""One instance: what is known of its present life, and the verdict on it.
+
+Where the events come from does not matter here. As long as the life is the
+same (L{ctrldir.Life}), what was learnt of it is kept, over any number of
+connections; and what must outlive the daemon is marked in the control
+directory at once.
+
+The shutdown file does not wait for the end of the process. It follows what
+QEMU has announced: Ganeti looks for the process first, so that a file beside a
+live process does no harm, but one that comes late does.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from ganeti.kvmd import lifecycle
+from ganeti.kvmd.ctrldir import Mark
+
+if TYPE_CHECKING:
+  from collections.abc import Iterator, Mapping
+  from typing import Any, Optional
+
+  from ganeti.kvmd.ctrldir import ControlDirectory, Life
+
+
+#: So many changes of one life's shutdown file are logged: a hostile QEMU could
+#: fill the disk with them.
+_MAX_CHANGES = 20
+
+
+class Instance:
+  """An instance as the daemon knows it.
+
+  @ivar name: its name
+  @ivar life: the life that is followed; None if there is none
+  @ivar is_settled: whether the marks could be left as they are to be
+
+  """
+
+  __slots__ = (
+    "_changes",
+    "_complaint",
+    "_is_over",
+    "_lifecycle",
+    "_marked",
+    "_rule",
+    "_started",
+    "is_settled",
+    "life",
+    "name",
+  )
+
+  def __init__(self, name: str, rule: lifecycle.Rule) -> None:
+    self.name = name
+    self._rule = rule
+    # The last trouble that was logged, lest it be logged again and again.
+    self._complaint = ""
+    self.begin(None)
+
+  def begin(self, life: Optional[Life]) -> None:
+    """Follows another life from now on, and forgets the one before."""
+    self.life = life
+    self._lifecycle = lifecycle.Lifecycle(self._rule)
+    # When QEMU was started, by the monotonic clock; None until attached.
+    self._started: Optional[float] = None
+    # How the marks were found or left: there, or not. A mark that is not in
+    # it was not touched yet.
+    self._marked: dict[Mark, bool] = {}
+    self.is_settled = True
+    # How often the shutdown file was written or removed.
+    self._changes = 0
+    # The verdict was given. What is left to do is to deliver it.
+    self._is_over = False
+
+  def attach(
+    self, version: str, process: int, directory: Optional[ControlDirectory]
+  ) -> None:
+    """Takes note that events of the life arrive from now on.
+
+    @param version: QEMU's
+    @param process: QEMU's number
+    @param directory: the control directory; None while it is missing
+
+    """
+    self._complaint = ""
+    if self._started is not None:
+      self.log("attached to QEMU %s again", version)
+      return
+    assert self.life is not None
+    age = max(0.0, time.time() - self.life.born / 1e9)
+    self._started = time.monotonic() - age
+    self.log("attached to QEMU %s, process %d", version, process)
+    if directory is not None:
+      self._take_over(directory, self.life)
+      self.settle(directory)
+
+  @property
+  def is_remembered(self) -> bool:
+    """Whether only its mark says that the guest was shut down."""
+    return self._lifecycle.announced is lifecycle.REMEMBERED
+
+  def forget(self, directory: Optional[ControlDirectory]) -> None:
+    """Takes back that the guest was shut down, since it runs."""
+    self._lifecycle.announced = None
+    self.settle(directory)
+
+  def receive(
+    self,
+    name: str,
+    data: Mapping[str, Any],
+    directory: Optional[ControlDirectory],
+  ) -> None:
+    """Takes account of an event.
+
+    @param name: QEMU's name of the event
+    @param data: what came with it
+    @param directory: the control directory; None while it is missing
+
+    """
+    if name not in lifecycle.EVENTS:
+      return
+    logging.debug("instance %s: %s %s", self.name, name, data)
+    if directory is not None and not self._lifecycle.powerdown:
+      self._recall_powerdown(directory)
+    self._lifecycle.receive(name, data)
+    self.settle(directory)
+
+  def end(self, directory: Optional[ControlDirectory]) -> None:
+    """Gives the verdict, if the life was ever attached."""
+    if self._started is None or self._is_over:
+      return
+    outcome = self._lifecycle.outcome
+    self.log(
+      "verdict %s (%s) after %.1f s",
+      outcome.verdict.value,
+      outcome.cause,
+      time.monotonic() - self._started,
+    )
+    self._is_over = True
+    if outcome.verdict is not lifecycle.Verdict.USER:
+      # Whoever made it: a file that is there now would say something wrong.
+      self._marked.pop(Mark.SHUTDOWN, None)
+    self._marked.pop(Mark.POWERDOWN, None)
+    self.settle(directory)
+
+  def settle(self, directory: Optional[ControlDirectory]) -> None:
+    """Brings the marks in line with what is known.
+
+    Where that fails it is left for the next call; L{is_settled} tells.
+
+    """
+    self.is_settled = False
+    for mark, wanted in list(self._due()):
+      if directory is None or self.life is None:
+        return
+      try:
+        if wanted:
+          if directory.write(mark, self.name, self.life):
+            self._log_mark(mark, "written")
+        elif directory.remove(mark, self.name):
+          self._log_mark(mark, "removed")
+      except OSError as err:
+        self.complain(
+          "cannot %s its file %s in %s (%s); trying again every second,"
+          " and till then Ganeti may take its end for %s",
+          "write" if wanted else "remove",
+          err.filename,
+          directory.path,
+          err.strerror,
+          "a crash" if wanted else "its user's shutdown",
+        )
+        if err.errno != errno.ENAMETOOLONG:
+          return
+      self._marked[mark] = wanted
+    self.is_settled = True
+    if self._is_over:
+      self.begin(None)
+
+  def log(self, message: str, *args: object) -> None:
+    """Logs something about the instance."""
+    logging.info("instance %s: " + message, self.name, *args, stacklevel=2)
+
+  def complain(self, message: str, *args: object) -> None:
+    """Logs trouble with the instance, if it is another than the last."""
+    complaint = message % args
+    if complaint != self._complaint:
+      self._complaint = complaint
+      logging.warning("instance %s: %s", self.name, complaint, stacklevel=2)
+
+  def _due(self) -> Iterator[tuple[Mark, bool]]:
+    """Lists the marks that are not as they are to be, and how they are."""
+    announced = self._lifecycle.announced
+    wanted = {
+      Mark.SHUTDOWN: announced and announced.verdict is lifecycle.Verdict.USER,
+      Mark.POWERDOWN: self._lifecycle.powerdown and not self._is_over,
+    }
+    for mark, is_wanted in wanted.items():
+      done = self._marked.get(mark)
+      # What was never touched and is not wanted may be anything, as long as
+      # there is nothing to be said about the life.
+      if done is None and not is_wanted and not (announced or self._is_over):
+        continue
+      if bool(is_wanted) is not done:
+        yield mark, bool(is_wanted)
+
+  def _take_over(self, directory: ControlDirectory, life: Life) -> None:
+    """Finds out what marks mean that are there already."""
+    try:
+      for mark in Mark:
+        belongs = directory.has(mark, self.name, life)
+        if belongs is None:
+          continue
+        self._marked[mark] = True
+        if mark is Mark.POWERDOWN:
+          self._lifecycle.powerdown = self._lifecycle.powerdown or belongs
+        elif belongs and self._lifecycle.announced is None:
+          self._lifecycle.announced = lifecycle.REMEMBERED
+    except OSError as err:
+      self.complain("cannot look for its file %s: %s", err.filename, err)
+
+  def _recall_powerdown(self, directory: ControlDirectory) -> None:
+    """Sees whether the hypervisor says what QEMU did not say yet.
+
+    Where an administrator and a user turn the instance off at once, the
+    administrator's word stands.
+
+    """
+    try:
+      if self.life is not None and directory.has(
+        Mark.POWERDOWN, self.name, self.life
+      ):
+        self._lifecycle.powerdown = True
+        self._marked[Mark.POWERDOWN] = True
+    except OSError as err:
+      self.complain("cannot look for its file %s: %s", err.filename, err)
+
+  def _log_mark(self, mark: Mark, what: str) -> None:
+    if mark is not Mark.SHUTDOWN:
+      return
+    self._changes += 1
+    if self._changes == _MAX_CHANGES:
+      self.complain(
+        "shut down and reset over and over; what becomes of its shutdown file"
+        " is not logged any more"
+      )
+    elif self._changes < _MAX_CHANGES:
+      known = self._is_over or self._lifecycle.announced is not None
+      reason = self._lifecycle.outcome.cause if known else "the guest runs"
+      self.log("shutdown file %s (%s)", what, reason)

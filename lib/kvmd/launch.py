@@ -1,0 +1,105 @@
+# Copyright (C) 2026 the ganeti-kvmd developers
+# SPDX-License-Identifier: BSD-2-Clause
+
+"""For the hypervisor: makes sure that a daemon runs on this node.
+
+This is not part of the daemon; it runs in Ganeti's node daemon, with Ganeti's
+own means.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from typing import TYPE_CHECKING
+
+from ganeti import constants, pathutils, utils
+from ganeti.kvmd import pidfile
+
+if TYPE_CHECKING:
+  from typing import Optional
+
+#: Longest that Ganeti's daemon-util may take, in seconds.
+_TIMEOUT = 60
+
+#: Where daemons say in the pidfile who they are: a moment after they began.
+_GRACE = 1.0
+
+_POLL_INTERVAL = 0.02
+
+
+def pid_file() -> str:
+  """Returns the path of the daemon's pidfile."""
+  return str(os.path.join(pathutils.RUN_DIR, constants.KVMD + ".pid"))
+
+
+def running() -> Optional[int]:
+  """Returns the process of the daemon that runs on this node, if any.
+
+  @raise OSError: if the pidfile cannot be read
+
+  """
+  return pidfile.holder(pid_file())
+
+
+def ensure() -> None:
+  """Starts the daemon if it does not run.
+
+  It is not worth an instance: whatever goes wrong is logged, with what can be
+  done about it, and nothing is raised. Any number of calls at once do no harm.
+
+  """
+  try:
+    if running() is not None:
+      return
+    _remove_stale_pid_file()
+  except OSError as err:
+    _warn(f"cannot use the pidfile {err.filename}: {err.strerror}")
+    return
+  result = utils.RunCmd(
+    [pathutils.DAEMON_UTIL, "start", constants.KVMD], timeout=_TIMEOUT
+  )
+  if _await_running():
+    return
+  output = " ".join(result.output.split())
+  if result.failed:
+    _warn(f"{result.cmd} failed ({result.fail_reason}): {output}")
+  else:
+    # It ended by itself, because the cluster does not want it.
+    logging.info("The KVM daemon does not run: %s", output)
+
+
+def _remove_stale_pid_file() -> None:
+  """Removes what an earlier daemon left.
+
+  start-stop-daemon starts nothing while the number in it is that of a process,
+  whichever, or while its owner is not root, as the stock daemon's is not.
+
+  """
+  try:
+    pidfile.remove_stale(pid_file())
+  except pidfile.LockedError:
+    logging.debug("The KVM daemon is being started by somebody else")
+
+
+def _await_running() -> bool:
+  """Waits until a daemon runs, whoever started it."""
+  end = time.monotonic() + _GRACE
+  while running() is None:
+    if time.monotonic() >= end:
+      return False
+    time.sleep(_POLL_INTERVAL)
+  return True
+
+
+def _warn(what: str) -> None:
+  logging.warning(
+    "The KVM daemon does not run: %s. Instances work without it, but one that"
+    " its user shuts down is taken for crashed and started again. See %s, and"
+    " start it with '%s start %s'",
+    what,
+    constants.DAEMONS_LOGFILES[constants.KVMD],
+    pathutils.DAEMON_UTIL,
+    constants.KVMD,
+  )
