@@ -1,0 +1,306 @@
+# Copyright (C) 2026 the ganeti-kvmd developers
+# SPDX-License-Identifier: BSD-2-Clause
+
+"""The ways in which a guest goes down, and the right verdict on each.
+
+Each is played on a machine that is up, by the user in a boot-sector guest, by
+the administrator at the monitor, or by both.
+
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import dataclasses
+import signal
+
+from guests import boot_sector, qemu
+from guests.boot_sector import Command
+from guests.daemon import Verdict
+
+Play = collections.abc.Callable[[qemu.Qemu], None]
+
+# The right verdicts, in the daemon's words
+USER = Verdict("user", "guest-shutdown")
+POWERDOWN = Verdict("administrator", "guest-shutdown after powerdown")
+SIGNAL = Verdict("administrator", "host-signal")
+QUIT = Verdict("administrator", "host-qmp-quit")
+HOST_RESET = Verdict("administrator", "host-qmp-system-reset")
+REBOOT = Verdict("guest reboot", "guest-reset")
+PANIC = Verdict("guest panic", "guest-panic")
+KILLED = Verdict("killed or crashed", "no SHUTDOWN")
+
+
+@dataclasses.dataclass(frozen=True)
+class Ending:
+  """A way to go down."""
+
+  #: In words that fit into a table
+  what: str
+  right: Verdict
+  play: Play
+  machine: qemu.Machine = qemu.PLAIN
+  #: The verdict by the rule that looks at the sequence of events only
+  by_sequence: str = USER.verdict
+
+
+# The steps that the endings consist of
+
+
+def user(command: Command) -> Play:
+  """The user does something in the guest."""
+  return lambda machine: machine.user(command)
+
+
+def admin(command: str) -> Play:
+  """The administrator executes a QMP command."""
+  return lambda machine: machine.admin(command)
+
+
+def send(number: signal.Signals) -> Play:
+  """QEMU gets a signal."""
+  return lambda machine: machine.signal(number)
+
+
+def event(name: str) -> Play:
+  """QEMU has said that something happened, to all who listen."""
+
+  def play(machine: qemu.Qemu) -> None:
+    machine.wait_event(name)
+    # It answers only after it has told the others, too
+    machine.admin("query-status")
+
+  return play
+
+
+def ignored_powerdown(machine: qemu.Qemu) -> None:
+  """The guest sees that the power button was pressed, and goes on."""
+  machine.user(Command.IGNORE_BUTTON)
+  machine.powerdown()
+  machine.expect(boot_sector.BUTTON)
+
+
+def up_again(machine: qemu.Qemu) -> None:
+  """The guest has booted once more."""
+  machine.wait_ready()
+
+
+def steps(*plays: Play) -> Play:
+  """One thing after another."""
+
+  def play(machine: qemu.Qemu) -> None:
+    for step in plays:
+      step(machine)
+
+  return play
+
+
+_powers_off = user(Command.POWER_OFF)
+_resets = user(Command.RESET)
+_powerdown = admin("system_powerdown")
+_quit = admin("quit")
+_term = send(signal.SIGTERM)
+_kill = send(signal.SIGKILL)
+
+# The guest turned itself off, and QEMU stays
+_down = steps(_powers_off, event("SHUTDOWN"), event("STOP"))
+_down_by_button = steps(_powerdown, event("SHUTDOWN"), event("STOP"))
+
+_NO_REBOOT = qemu.Machine(no_reboot=True)
+_NO_SHUTDOWN = qemu.Machine(no_shutdown=True)
+_PVPANIC = qemu.Machine(pvpanic=True)
+
+_ADMINISTRATOR = POWERDOWN.verdict
+_UNSAID = KILLED.verdict
+
+USER_POWEROFF = Ending("user powers off", USER, _powers_off)
+KILLED_BY_HOST = Ending("kill -KILL", KILLED, _kill, by_sequence=_UNSAID)
+
+#: What the demo shows
+SHOWN = (
+  USER_POWEROFF,
+  Ending(
+    "administrator's powerdown",
+    POWERDOWN,
+    _powerdown,
+    by_sequence=_ADMINISTRATOR,
+  ),
+  Ending("kill -TERM", SIGNAL, _term),
+  KILLED_BY_HOST,
+  Ending("QMP quit", QUIT, _quit),
+  Ending("guest panics", PANIC, user(Command.PANIC), _PVPANIC),
+  Ending("guest reboots, -no-reboot", REBOOT, _resets, _NO_REBOOT),
+  Ending(
+    "pause, resume, user powers off",
+    USER,
+    steps(admin("stop"), admin("cont"), _powers_off),
+  ),
+)
+
+#: The others
+FURTHER = (
+  Ending("user hibernates", USER, user(Command.HIBERNATE)),
+  Ending("kill -INT", SIGNAL, send(signal.SIGINT)),
+  Ending("kill -HUP", SIGNAL, send(signal.SIGHUP)),
+  Ending(
+    "host's reset under -no-reboot",
+    HOST_RESET,
+    admin("system_reset"),
+    _NO_REBOOT,
+  ),
+  Ending(
+    "triple fault under -no-reboot",
+    REBOOT,
+    user(Command.TRIPLE_FAULT),
+    _NO_REBOOT,
+  ),
+  Ending(
+    "triple fault, then user powers off",
+    USER,
+    steps(user(Command.TRIPLE_FAULT), up_again, _powers_off),
+  ),
+  Ending(
+    "host's reset, then user powers off",
+    USER,
+    steps(admin("system_reset"), up_again, _powers_off),
+  ),
+  Ending(
+    "kill -TERM while paused",
+    SIGNAL,
+    steps(admin("stop"), _term),
+    by_sequence=_ADMINISTRATOR,
+  ),
+  # The power button, and what else may come after it
+  Ending(
+    "powerdown while paused",
+    POWERDOWN,
+    steps(admin("stop"), _powerdown, admin("cont")),
+    by_sequence=_ADMINISTRATOR,
+  ),
+  Ending(
+    "powerdown ignored, then kill -KILL",
+    KILLED,
+    steps(ignored_powerdown, _kill),
+    by_sequence=_UNSAID,
+  ),
+  Ending(
+    "powerdown ignored, then kill -TERM",
+    SIGNAL,
+    steps(ignored_powerdown, _term),
+    by_sequence=_ADMINISTRATOR,
+  ),
+  Ending(
+    "powerdown ignored, then user powers off",
+    POWERDOWN,
+    steps(ignored_powerdown, _powers_off),
+    by_sequence=_ADMINISTRATOR,
+  ),
+  Ending(
+    "powerdown ignored, then another obeyed",
+    POWERDOWN,
+    steps(ignored_powerdown, user(Command.OBEY_BUTTON), _powerdown),
+    by_sequence=_ADMINISTRATOR,
+  ),
+  Ending(
+    "powerdown, guest reboots, then user powers off",
+    USER,
+    steps(ignored_powerdown, _resets, up_again, _powers_off),
+  ),
+  Ending(
+    "powerdown, guest reboots under -no-reboot",
+    REBOOT,
+    steps(ignored_powerdown, _resets),
+    _NO_REBOOT,
+    by_sequence=_ADMINISTRATOR,
+  ),
+  Ending(
+    "powerdown ignored, then guest panics",
+    PANIC,
+    steps(ignored_powerdown, user(Command.PANIC)),
+    _PVPANIC,
+    by_sequence=_ADMINISTRATOR,
+  ),
+  # QEMU stays when the guest is down, and the host reaps it
+  Ending(
+    "-no-shutdown: user powers off, QMP quit",
+    USER,
+    steps(_down, _quit),
+    _NO_SHUTDOWN,
+  ),
+  Ending(
+    "-no-shutdown: user powers off, kill -TERM",
+    USER,
+    steps(_down, _term),
+    _NO_SHUTDOWN,
+  ),
+  Ending(
+    "-no-shutdown: user powers off, kill -KILL",
+    USER,
+    steps(_down, _kill),
+    _NO_SHUTDOWN,
+  ),
+  Ending(
+    "-no-shutdown: user powers off, powerdown, QMP quit",
+    USER,
+    steps(_down, _powerdown, _quit),
+    _NO_SHUTDOWN,
+  ),
+  Ending(
+    "-no-shutdown: powerdown, QMP quit",
+    POWERDOWN,
+    steps(_down_by_button, _quit),
+    _NO_SHUTDOWN,
+    by_sequence=_ADMINISTRATOR,
+  ),
+  Ending(
+    "-no-shutdown: guest panics, QMP quit",
+    QUIT,
+    steps(user(Command.PANIC), event("GUEST_PANICKED"), event("STOP"), _quit),
+    qemu.Machine(no_shutdown=True, pvpanic=True),
+    by_sequence=_ADMINISTRATOR,
+  ),
+  # It may also be started again; then it has not gone down any more
+  Ending(
+    "-no-shutdown: user powers off, reset, kill -KILL",
+    KILLED,
+    steps(_down, admin("system_reset"), event("RESET"), _kill),
+    _NO_SHUTDOWN,
+    by_sequence=_UNSAID,
+  ),
+  Ending(
+    "-no-shutdown: user powers off, reset, kill -TERM",
+    SIGNAL,
+    steps(_down, admin("system_reset"), event("RESET"), _term),
+    _NO_SHUTDOWN,
+    by_sequence=_ADMINISTRATOR,
+  ),
+  Ending(
+    "-no-shutdown: user powers off, reset, cont, kill -KILL",
+    KILLED,
+    steps(_down, admin("system_reset"), admin("cont"), up_again, _kill),
+    _NO_SHUTDOWN,
+    by_sequence=_UNSAID,
+  ),
+  Ending(
+    "-no-shutdown: user powers off, reset, cont, powers off, QMP quit",
+    USER,
+    steps(_down, admin("system_reset"), admin("cont"), up_again, _down, _quit),
+    _NO_SHUTDOWN,
+  ),
+  # The same ending, another monitor
+  Ending(
+    "user powers off, -qmp-pretty",
+    USER,
+    _powers_off,
+    qemu.Machine(pretty=True),
+  ),
+  Ending(
+    "powerdown, -qmp-pretty",
+    POWERDOWN,
+    _powerdown,
+    qemu.Machine(pretty=True),
+    by_sequence=_ADMINISTRATOR,
+  ),
+)
+
+ALL = SHOWN + FURTHER
