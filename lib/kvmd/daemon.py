@@ -10,17 +10,13 @@ look. The loop decides who is to act; what it means is decided elsewhere.
 
 from __future__ import annotations
 
-import heapq
 import logging
-import resource
 import select
 import signal
-import sys
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from ganeti.kvmd import ctrldir, monitor, watch
-from ganeti.kvmd.instance import Instance
+from ganeti.kvmd import ctrldir, monitors, watch
 
 if TYPE_CHECKING:
   from collections.abc import Callable
@@ -29,27 +25,8 @@ if TYPE_CHECKING:
   from ganeti.kvmd import lifecycle
   from ganeti.kvmd.signals import Signals
 
-#: Seconds before the second attempt to connect; doubled for each further one.
-_FIRST_DELAY = 0.01
-
-#: How often the delay is doubled; what comes of it exceeds any interval.
-_MAX_DOUBLINGS = 24
-
-#: How often a connection that was superseded is read, to learn what is left
-#: in it; the kernel keeps less than that.
-_LAST_READS = 64
-
 #: Seconds after which a control directory that cannot be used is tried again.
 _TROUBLE_INTERVAL = 1.0
-
-#: Seconds that a monitor may be silent before the log says that we wait.
-_PATIENCE = 3.0
-
-#: Seconds after which it is tried again to write or remove shutdown files.
-_SETTLING_INTERVAL = 1.0
-
-#: Descriptors that are kept from monitors, for files, the log and so on.
-_RESERVED = 24
 
 
 class Settings(NamedTuple):
@@ -84,25 +61,17 @@ class Daemon:
     if self._directory is not None:
       self._directory.check_access()
     self._trouble = ""
-    self._monitors: dict[str, monitor.Monitor] = {}
-    self._by_descriptor: dict[int, monitor.Monitor] = {}
-    # Instances to look after and when, earliest first. An entry counts only
-    # while it says the same as its monitor's deadline.
-    self._timers: list[tuple[float, str]] = []
-    self._next_rescan = self._next_settling = time.monotonic()
-    self._room = _raise_descriptor_limit() - _RESERVED
-    # Instances whose monitor there is no descriptor for.
-    self._crowded: set[str] = set()
-    # Instances whose shutdown file could not be written or removed.
-    self._unsettled: set[str] = set()
+    self._next_rescan = time.monotonic()
     self._epoll = select.epoll()
     self._epoll.register(self._watch.fileno(), select.EPOLLIN)
+    self._monitors = monitors.Monitors(
+      self._epoll, settings.rule, settings.rescan_interval
+    )
+    self._monitors.directory = self._directory
 
   def close(self) -> None:
     """Lets go of everything, without a verdict on anybody."""
-    for follower in self._by_descriptor.values():
-      follower.disconnect()
-    self._by_descriptor.clear()
+    self._monitors.close()
     self._epoll.close()
     self._watch.close()
 
@@ -137,36 +106,24 @@ class Daemon:
     @param limit: the longest to wait, in seconds; None for any time
 
     """
+    due = min(self._next_rescan, self._monitors.due)
+    wait = max(0.0, due - time.monotonic())
+    if limit is not None:
+      wait = min(wait, limit)
     # Monitors come before names: what an instance has said belongs before
     # what a new one of its name does.
-    names_changed = False
-    for descriptor, _ in self._epoll.poll(self._wait(limit)):
-      follower = self._by_descriptor.get(descriptor)
-      if follower is not None:
-        self._guard(self._read, follower.instance.name)
-      elif descriptor == self._watch.fileno():
-        names_changed = True
-    if names_changed:
+    has_changes = False
+    for descriptor, _ in self._epoll.poll(wait):
+      if not self._monitors.read(descriptor):
+        has_changes = has_changes or descriptor == self._watch.fileno()
+    if has_changes:
       self._look()
     now = time.monotonic()
     if now >= self._next_rescan:
       self._next_rescan = now + self._settings.rescan_interval
       self._follow()
       self._rescan()
-    if self._unsettled and now >= self._next_settling:
-      self._next_settling = now + _SETTLING_INTERVAL
-      self._settle()
-    self._run_timers(now)
-
-  def _wait(self, limit: Optional[float]) -> float:
-    """Returns for how many seconds nothing is due."""
-    due = self._next_rescan
-    if self._timers:
-      due = min(due, self._timers[0][0])
-    if self._unsettled:
-      due = min(due, self._next_settling)
-    wait = max(0.0, due - time.monotonic())
-    return wait if limit is None else min(wait, limit)
+    self._monitors.run_timers(now)
 
   def _look(self) -> None:
     """Acts on what the watch has seen."""
@@ -181,9 +138,7 @@ class Daemon:
       for file_name in changes.names:
         name = self._directory.monitored_by(file_name)
         if name is not None:
-          if name in self._monitors:
-            self._monitors[name].attempts = 0
-          self._guard(self._take_up, name)
+          self._monitors.appear(name)
 
   def _follow(self) -> bool:
     """Follows the path of the control directory anew.
@@ -199,6 +154,7 @@ class Daemon:
       self._report(f"cannot use {err.filename}: {err.strerror}")
       self._next_rescan = time.monotonic() + _TROUBLE_INTERVAL
     self._directory = self._find_directory()
+    self._monitors.directory = self._directory
     if self._directory is not None:
       self._report(f"{self._watch.path} is there now", logging.INFO)
     elif before:
@@ -221,140 +177,13 @@ class Daemon:
       except OSError as err:
         self._report(f"cannot list {self._watch.path}: {err.strerror}")
         return
-    self._crowded.clear()
-    for name in found:
-      self._guard(self._take_up, name)
-    for name in self._monitors.keys() - found:
-      self._guard(self._look_after, name)
-    if self._crowded:
-      self._report(
-        f"{len(self._crowded)} instances cannot be watched, as no more than"
-        f" {self._room + _RESERVED} files may be open: raise that limit"
-        " (ulimit -n, or LimitNOFILE= of its systemd unit) and restart it"
-      )
-
-  def _take_up(self, name: str) -> None:
-    """Follows an instance that has a monitor, or has a new one."""
-    follower = self._monitors.get(name)
-    if follower is None:
-      follower = monitor.Monitor(Instance(name, self._settings.rule))
-      self._monitors[name] = follower
-    elif follower.state is not monitor.State.APART:
-      if self._directory is None or follower.is_meant(self._directory):
-        return
-      # Somebody else took the name. What the old one has said still counts.
-      for _ in range(_LAST_READS):
-        if follower.read(self._directory) is not monitor.Reading.DATA:
-          break
-      self._disconnect(follower)
-      follower.attempts = 0
-    self._connect(follower)
-
-  def _connect(self, follower: monitor.Monitor) -> None:
-    is_new = follower.instance.life is None
-    if is_new and len(self._by_descriptor) >= self._room:
-      self._crowded.add(follower.instance.name)
-      return
-    attempt = follower.connect(self._directory)
-    if attempt is monitor.Attempt.CONNECTED:
-      self._by_descriptor[follower.fileno()] = follower
-      self._epoll.register(follower.fileno(), select.EPOLLIN)
-      self._schedule(follower, _PATIENCE)
-    elif attempt is monitor.Attempt.FAILED:
-      self._retry(follower)
-    elif follower.instance.is_settled:
-      del self._monitors[follower.instance.name]
-    if not follower.instance.is_settled:
-      self._unsettled.add(follower.instance.name)
-
-  def _settle(self) -> None:
-    """Tries again where a shutdown file could not be written or removed."""
-    names, self._unsettled = self._unsettled, set()
-    for name in names & self._monitors.keys():
-      self._guard(self._settle_one, name)
-
-  def _settle_one(self, name: str) -> None:
-    instance = self._monitors[name].instance
-    instance.settle(self._directory)
-    if not instance.is_settled:
-      self._unsettled.add(name)
-
-  def _retry(self, follower: monitor.Monitor) -> None:
-    """Connects at once if all was well so far, else later and later."""
-    if not follower.attempts:
-      self._connect(follower)
-      return
-    # Doubling forever would leave the range of a float, after a day or so.
-    delay = _FIRST_DELAY * 2 ** min(follower.attempts - 1, _MAX_DOUBLINGS)
-    if delay < self._settings.rescan_interval:
-      self._schedule(follower, delay)
-
-  def _schedule(self, follower: monitor.Monitor, delay: float) -> None:
-    follower.deadline = time.monotonic() + delay
-    heapq.heappush(self._timers, (follower.deadline, follower.instance.name))
-
-  def _run_timers(self, now: float) -> None:
-    while self._timers and self._timers[0][0] <= now:
-      deadline, name = heapq.heappop(self._timers)
-      follower = self._monitors.get(name)
-      if follower is not None and follower.deadline == deadline:
-        self._guard(self._look_after, name)
-
-  def _look_after(self, name: str) -> None:
-    """Does what is due for an instance that nothing was heard of."""
-    follower = self._monitors[name]
-    if follower.state is monitor.State.APART:
-      self._connect(follower)
-    else:
-      follower.complain_of_waiting()
-
-  def _read(self, name: str) -> None:
-    follower = self._monitors[name]
-    reading = follower.read(self._directory)
-    if not follower.instance.is_settled:
-      self._unsettled.add(name)
-    if reading is monitor.Reading.END:
-      self._disconnect(follower)
-      self._retry(follower)
-      if self._crowded:
-        self._take_up(self._crowded.pop())
-
-  def _guard(self, act: Callable[[str], None], name: str) -> None:
-    """Does something for an instance, so that a fault harms no other.
-
-    @param act: what to do
-    @param name: the instance's name
-
-    """
-    try:
-      act(name)
-    except Exception:
-      logging.exception(
-        "instance %s: a fault of the daemon, please report it; it is followed"
-        " anew at the next rescan",
-        name,
-      )
-      follower = self._monitors.pop(name, None)
-      if follower is not None and follower.state is not monitor.State.APART:
-        self._disconnect(follower)
-
-  def _disconnect(self, follower: monitor.Monitor) -> None:
-    del self._by_descriptor[follower.fileno()]
-    follower.disconnect()
+    self._monitors.rescan(found)
+    shortage = self._monitors.shortage()
+    if shortage:
+      self._report(shortage)
 
   def _report(self, text: str, level: int = logging.WARNING) -> None:
     """Logs the state of the directory, when it is another than before."""
     if text != self._trouble:
       self._trouble = text
       logging.log(level, "%s", text)
-
-
-def _raise_descriptor_limit() -> int:
-  """Allows as many open files as an unprivileged process may.
-
-  @return: how many that are
-
-  """
-  _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-  resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-  return sys.maxsize if hard == resource.RLIM_INFINITY else hard

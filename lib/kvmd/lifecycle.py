@@ -41,6 +41,7 @@ class Verdict(enum.Enum):
   GUEST_PANIC = "guest panic"
   OTHER = "other"
   KILLED = "killed or crashed"
+  UNKNOWN = "unknown"
 
 
 class Rule(enum.Enum):
@@ -71,9 +72,11 @@ class Outcome(NamedTuple):
 #: QEMU's C{ShutdownCause} (qapi/run-state.json) for a guest's own poweroff.
 GUEST_SHUTDOWN = "guest-shutdown"
 
-#: Who caused it, where QEMU before 4.0 says no more than C{guest: false}; and
-#: what the reasons of later ones begin with when it was not the guest.
-HOST = "host"
+#: What QEMU's causes begin with when it was not the guest.
+_BY_HOST = "host"
+
+#: What is said where QEMU before 4.0 says no more than C{guest: false}.
+HOST = "host, not guest"
 
 #: What C{guest} stands for where there is no C{reason}.
 _REASON_OF_GUEST: Mapping[bool, str] = {True: GUEST_SHUTDOWN, False: HOST}
@@ -156,7 +159,7 @@ class Lifecycle:
     reason = _reason(data)
     # Under -no-shutdown the guest may be down already; then the host that
     # ends the process only tidies up.
-    if self.announced is None or not reason.startswith(HOST):
+    if self.announced is None or not reason.startswith(_BY_HOST):
       self.announced = self._judge_cause(reason)
 
   def _judge_cause(self, reason: str) -> Outcome:

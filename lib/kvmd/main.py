@@ -87,7 +87,7 @@ def _path(text: str) -> str:
     raise argparse.ArgumentTypeError("a path must not be empty")
   # Detaching changes the working directory. Apart from that a path is left as
   # it is: what ".." means depends on links.
-  return os.path.join(os.getcwd(), text)
+  return text if os.path.isabs(text) else os.path.join(os.getcwd(), text)
 
 
 def _parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
