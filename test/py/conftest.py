@@ -1,0 +1,64 @@
+# Copyright (C) 2026 the ganeti-kvmd developers
+# SPDX-License-Identifier: BSD-2-Clause
+
+"""What all tests share: where the modules are, and how hypothesis works."""
+
+from __future__ import annotations
+
+import collections.abc
+import itertools
+import os
+import pathlib
+import sys
+
+import pytest
+
+_HERE = pathlib.Path(__file__).resolve().parent
+_BUILD = pathlib.Path(
+  os.environ.setdefault("GANETI_KVMD_BUILD", str(_HERE.parents[1] / "build"))
+)
+
+# The package ganeti as the build puts it together, and the tests' own modules.
+sys.path[:0] = [str(_HERE), str(_BUILD)]
+
+# Before hypothesis is imported, which would choose the working directory.
+os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(_BUILD / ".hypothesis"))
+
+import hypothesis  # noqa: E402
+from guests import lifetime  # noqa: E402
+
+# The same examples each time, whatever else the machine does.
+hypothesis.settings.register_profile(
+  "kvmd",
+  derandomize=True,
+  database=None,
+  deadline=None,
+  max_examples=200,
+  suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "kvmd"))
+
+
+@pytest.fixture(scope="session")
+def _scratch() -> collections.abc.Iterator[tuple[pathlib.Path, int]]:
+  with lifetime.scratch_directory() as path:
+    # Some tests are played by another user.
+    path.chmod(0o755)
+    yield path, itertools.count()
+
+
+@pytest.fixture
+def scratch(_scratch) -> pathlib.Path:
+  """A directory for one test, with a short path that has no links in it."""
+  path, numbers = _scratch
+  mine = path / str(next(numbers))
+  mine.mkdir()
+  return mine
+
+
+@pytest.fixture
+def ctrl_dir(scratch: pathlib.Path) -> pathlib.Path:
+  """A control directory for one test."""
+  path = scratch / "ctrl"
+  path.mkdir()
+  return path

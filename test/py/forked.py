@@ -1,0 +1,105 @@
+# Copyright (C) 2026 the ganeti-kvmd developers
+# SPDX-License-Identifier: BSD-2-Clause
+
+"""Tests in a process of their own, for what cannot be undone in this one.
+
+The process goes when this one goes, however that goes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import os
+import signal
+import traceback
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+  from collections.abc import Callable
+
+_NOBODY = 65534
+_CLONE_NEWNS = 0x00020000
+_CLONE_NEWUSER = 0x10000000
+_MS_REC_PRIVATE = 0x4000 | 0x40000
+_PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Place(enum.Enum):
+  """What is special about the process."""
+
+  ORDINARY = enum.auto()
+  #: It is not root's.
+  UNPRIVILEGED = enum.auto()
+  #: What it mounts is mounted for itself only.
+  OWN_MOUNTS = enum.auto()
+
+
+def run(function: Callable[[], None], place: Place = Place.ORDINARY) -> None:
+  """Runs a function in a process of its own.
+
+  @raise AssertionError: if it raised something; the text tells
+
+  """
+  parent = os.getpid()
+  reader, writer = os.pipe()
+  child = os.fork()
+  if not child:
+    text = "it ended early"
+    try:
+      os.close(reader)
+      _enter(place, parent)
+      function()
+      text = ""
+    except BaseException:
+      text = traceback.format_exc()
+    finally:
+      os.write(writer, text.encode()[:65536])
+      os._exit(0)
+  os.close(writer)
+  with open(reader, "rb") as pipe:
+    said = pipe.read().decode()
+  _, status = os.waitpid(child, 0)
+  if status or said:
+    raise AssertionError(f"in a process of its own, status {status}:\n{said}")
+
+
+def mount_small(path: str, files: int) -> None:
+  """Mounts a file system that has room for a few files."""
+  options = b"nr_inodes=%d" % (files + 1)
+  _check(_libc.mount(b"none", os.fsencode(path), b"tmpfs", 0, options))
+
+
+def _enter(place: Place, parent: int) -> None:
+  if place is Place.UNPRIVILEGED and os.geteuid() == 0:
+    os.setgroups([])
+    os.setgid(_NOBODY)
+    os.setuid(_NOBODY)
+    # As if it had been started by that user; /proc/self is its own again.
+    _check(_libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0))
+  elif place is Place.OWN_MOUNTS:
+    user, group = os.geteuid(), os.getegid()
+    flags = _CLONE_NEWNS | (_CLONE_NEWUSER if user else 0)
+    _check(_libc.unshare(flags))
+    if user:
+      _write("/proc/self/setgroups", "deny")
+      _write("/proc/self/uid_map", f"0 {user} 1")
+      _write("/proc/self/gid_map", f"0 {group} 1")
+    _check(_libc.mount(b"none", b"/", None, _MS_REC_PRIVATE, None))
+  _check(_libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0))
+  if os.getppid() != parent:
+    os._exit(1)
+
+
+def _write(path: str, text: str) -> None:
+  with open(path, "w", encoding="ascii") as stream:
+    stream.write(text)
+
+
+def _check(result: int) -> None:
+  if result:
+    number = ctypes.get_errno()
+    raise OSError(number, os.strerror(number))

@@ -1,0 +1,345 @@
+# Copyright (C) 2026 the ganeti-kvmd developers
+# SPDX-License-Identifier: BSD-2-Clause
+
+"""Tests of the control directory's files."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+import forked
+import pytest
+from fake_monitor import FakeMonitor
+from ganeti.kvmd import ctrldir
+from ganeti.kvmd.ctrldir import ControlDirectory, Life, Mark
+
+SECOND = 10**9
+LIFE = Life(1, 1795438800 * SECOND + 137)
+NAMES = [
+  "web1.example.com",
+  "a",
+  ".",
+  "..",
+  "-rf",
+  "with space",
+  "new\nline",
+  "\x1b[2J",
+  "ü",
+  os.fsdecode(b"\xff\xfe\x80"),
+  "x" * 245,
+]
+
+
+@pytest.fixture(params=Mark)
+def mark(request):
+  return request.param
+
+
+@pytest.fixture
+def descriptor(ctrl_dir):
+  opened = os.open(ctrl_dir, os.O_RDONLY)
+  yield opened
+  os.close(opened)
+
+
+@pytest.fixture
+def control(ctrl_dir, descriptor):
+  return ControlDirectory(str(ctrl_dir), descriptor, ctrldir.MONITOR_SUFFIX)
+
+
+@pytest.fixture
+def elsewhere(scratch):
+  """A file that is nobody's business, and a check that it was let alone."""
+  path = scratch / "elsewhere"
+  path.write_text("precious")
+  os.chmod(path, 0o640)
+  os.utime(path, ns=(5 * SECOND, 7 * SECOND))
+  before = os.lstat(path)
+  yield path
+  after = os.lstat(path)
+  assert path.read_text() == "precious"
+  for field in ("st_mode", "st_uid", "st_gid", "st_mtime_ns", "st_ino"):
+    assert getattr(after, field) == getattr(before, field), field
+
+
+def names(ctrl_dir):
+  return sorted(os.listdir(ctrl_dir))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_written_and_removed(ctrl_dir, control, mark, name):
+  path = ctrl_dir / (name + mark.value)
+  assert control.has(mark, name, LIFE) is None
+  assert control.write(mark, name, LIFE)
+  assert names(ctrl_dir) == [path.name]
+  found = os.lstat(path)
+  assert stat.S_ISREG(found.st_mode)
+  assert stat.S_IMODE(found.st_mode) == 0o600
+  assert found.st_size == 0
+  assert control.has(mark, name, LIFE) is True
+  assert control.write(mark, name, LIFE)
+  assert control.has(mark, name, LIFE) is True
+  assert control.remove(mark, name) is True
+  assert names(ctrl_dir) == []
+  assert control.remove(mark, name) is False
+
+
+def test_marks_are_apart(ctrl_dir, control, mark):
+  for each in Mark:
+    control.write(each, "a", LIFE)
+    control.write(each, "ab", LIFE)
+  control.remove(mark, "a")
+  assert names(ctrl_dir) == sorted(
+    name + each.value
+    for each in Mark
+    for name in ("a", "ab")
+    if (each, name) != (mark, "a")
+  )
+
+
+@pytest.mark.parametrize("length", [245, 246, 247, 250])
+def test_name_too_long_for_a_mark(ctrl_dir, control, mark, length):
+  """Its monitor's name, which is shorter, may exist."""
+  name = "x" * length
+  (ctrl_dir / (name + ctrldir.MONITOR_SUFFIX)).touch()
+  if len(name + mark.value) <= 255:
+    assert control.write(mark, name, LIFE) is False
+    return
+  assert control.has(mark, name, LIFE) is None
+  assert control.remove(mark, name) is False
+
+
+def test_name_too_long_is_an_error_to_write(control, mark):
+  with pytest.raises(OSError, match=os.strerror(errno.ENAMETOOLONG)):
+    control.write(mark, "x" * 250, LIFE)
+
+
+@pytest.mark.parametrize(
+  ("date", "belongs"),
+  [
+    (LIFE.born - SECOND, False),
+    (LIFE.born - 1, False),
+    (LIFE.born, False),
+    (LIFE.born + 1, True),
+    (LIFE.born + 1000 * SECOND, True),
+    (0, False),
+  ],
+)
+def test_mark_belongs_to_a_life_by_its_date(
+  ctrl_dir, control, mark, date, belongs
+):
+  path = ctrl_dir / f"a{mark.value}"
+  path.touch()
+  os.utime(path, ns=(date, date))
+  assert control.has(mark, "a", LIFE) is belongs
+
+
+def test_mark_is_never_of_a_later_life(control, mark):
+  control.write(mark, "a", LIFE)
+  assert control.has(mark, "a", LIFE)
+  assert not control.has(mark, "a", Life(2, LIFE.born + 1))
+  assert not control.has(mark, "a", Life(1, LIFE.born + SECOND))
+
+
+def test_old_mark_is_made_new(ctrl_dir, control, mark):
+  control.write(mark, "a", Life(1, LIFE.born - SECOND))
+  assert control.has(mark, "a", LIFE) is False
+  control.write(mark, "a", LIFE)
+  assert control.has(mark, "a", LIFE) is True
+
+
+def test_reborn_instance_is_not_marked(ctrl_dir, control, mark):
+  old = FakeMonitor(ctrl_dir, "a")
+  opened = control.open_monitor("a")
+  os.close(opened.descriptor)
+  assert control.write(mark, "a", opened.life)
+  control.remove(mark, "a")
+  old.die()
+  new = FakeMonitor(ctrl_dir, "a")
+  assert control.write(mark, "a", opened.life) is False
+  assert control.has(mark, "a", opened.life) is None
+  new.quit()
+  assert control.write(mark, "a", opened.life)
+
+
+def test_link_is_replaced_and_not_followed(ctrl_dir, control, mark, elsewhere):
+  path = ctrl_dir / f"a{mark.value}"
+  path.symlink_to(elsewhere)
+  assert control.write(mark, "a", LIFE)
+  assert stat.S_ISREG(os.lstat(path).st_mode)
+  assert control.has(mark, "a", LIFE)
+
+
+def test_dangling_link_is_replaced_and_not_followed(
+  ctrl_dir, control, mark, scratch
+):
+  path = ctrl_dir / f"a{mark.value}"
+  path.symlink_to(scratch / "missing")
+  assert control.write(mark, "a", LIFE)
+  assert stat.S_ISREG(os.lstat(path).st_mode)
+  assert not (scratch / "missing").exists()
+
+
+def test_hard_link_is_replaced(ctrl_dir, control, mark, elsewhere):
+  path = ctrl_dir / f"a{mark.value}"
+  os.link(elsewhere, path)
+  assert control.write(mark, "a", LIFE)
+  assert not path.samefile(elsewhere)
+  assert path.stat().st_size == 0
+
+
+def test_file_with_content_is_replaced(ctrl_dir, control, mark):
+  path = ctrl_dir / f"a{mark.value}"
+  path.write_text("whatever")
+  assert control.write(mark, "a", LIFE)
+  assert path.stat().st_size == 0
+
+
+def test_fifo_and_socket_are_replaced(ctrl_dir, control, mark):
+  os.mkfifo(ctrl_dir / f"a{mark.value}")
+  FakeMonitor(ctrl_dir, "b", suffix=mark.value).die()
+  for name in "a", "b":
+    assert control.write(mark, name, LIFE)
+    assert stat.S_ISREG(os.lstat(ctrl_dir / f"{name}{mark.value}").st_mode)
+
+
+@pytest.mark.parametrize("make", ["fifo", "link", "dangling", "socket"])
+def test_whatever_it_is_it_is_removed(
+  ctrl_dir, control, mark, elsewhere, make
+):
+  path = ctrl_dir / f"a{mark.value}"
+  if make == "fifo":
+    os.mkfifo(path)
+  elif make == "socket":
+    FakeMonitor(ctrl_dir, "a", suffix=mark.value).die()
+  else:
+    path.symlink_to(elsewhere if make == "link" else "missing")
+  assert control.has(mark, "a", LIFE) is not None
+  assert control.remove(mark, "a")
+  assert names(ctrl_dir) == []
+
+
+def test_directory_stays_and_is_an_error(ctrl_dir, control, mark):
+  path = ctrl_dir / f"a{mark.value}"
+  (path / "file").mkdir(parents=True)
+  with pytest.raises(OSError, match="directory"):
+    control.write(mark, "a", LIFE)
+  with pytest.raises(OSError, match="directory"):
+    control.remove(mark, "a")
+  assert (path / "file").is_dir()
+
+
+def test_directory_that_was_removed_is_an_error_to_write_in(
+  ctrl_dir, control, mark
+):
+  ctrl_dir.rmdir()
+  ctrl_dir.mkdir()
+  with pytest.raises(FileNotFoundError):
+    control.write(mark, "a", LIFE)
+  assert control.remove(mark, "a") is False
+  assert control.monitored() == set()
+  assert names(ctrl_dir) == []
+
+
+def test_what_has_a_monitor(ctrl_dir, control, mark):
+  for name in NAMES:
+    (ctrl_dir / f"{name}.kvmd").touch()
+    (ctrl_dir / f"{name}.qmp").touch()
+  for other in (".kvmd", "kvmd", "a.kvmd.bak", "a.kvmdx", "akvmd", "a.KVMD"):
+    (ctrl_dir / other).touch()
+  control.write(mark, "b", LIFE)
+  for _ in range(2):
+    assert control.monitored() == set(NAMES)
+  opened = os.open(ctrl_dir, os.O_RDONLY)
+  try:
+    other = ControlDirectory(str(ctrl_dir), opened, ".qmp")
+    assert other.monitored() == set(NAMES)
+  finally:
+    os.close(opened)
+
+
+def test_instance_is_named_like_a_suffix(control, mark):
+  assert control.monitored_by(".kvmd.kvmd") == ".kvmd"
+  assert control.monitored_by("a.kvmd.kvmd") == "a.kvmd"
+  assert control.monitored_by(f"a{mark.value}.kvmd") == f"a{mark.value}"
+  assert control.monitored_by(f"a{mark.value}") is None
+  assert control.monitored_by(".kvmd") is None
+  assert control.monitored_by("") is None
+
+
+@pytest.mark.parametrize("kind", ["file", "directory", "fifo", "link", "loop"])
+def test_what_is_no_socket_is_no_monitor(ctrl_dir, control, kind):
+  path = ctrl_dir / "a.kvmd"
+  if kind == "file":
+    path.touch()
+  elif kind == "directory":
+    path.mkdir()
+  elif kind == "fifo":
+    os.mkfifo(path)
+  elif kind == "link":
+    path.symlink_to(FakeMonitor(ctrl_dir, "b").path)
+  else:
+    path.symlink_to("a.kvmd")
+  before = os.listdir("/proc/self/fd")
+  for _ in range(3):
+    with pytest.raises(OSError, match="socket") as caught:
+      control.open_monitor("a")
+    assert caught.value.errno == errno.ENOTSOCK
+  assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+def test_missing_monitor(control):
+  with pytest.raises(FileNotFoundError):
+    control.open_monitor("a")
+
+
+def test_each_socket_is_another_life(ctrl_dir, control):
+  lives = []
+  for _ in range(5):
+    monitor = FakeMonitor(ctrl_dir, "a")
+    opened = control.open_monitor("a")
+    os.close(opened.descriptor)
+    assert opened.life == control.life("a")
+    lives.append(opened.life)
+    os.chmod(monitor.path, 0o777)
+    assert control.life("a") == opened.life
+    monitor.die()
+  assert len(set(lives)) == len(lives)
+
+
+def test_access(ctrl_dir, mark):
+  ctrl_dir.chmod(0o755)
+
+  def check():
+    opened = os.open(ctrl_dir, os.O_RDONLY)
+    control = ControlDirectory(str(ctrl_dir), opened, ".kvmd")
+    with pytest.raises(PermissionError) as caught:
+      control.check_access()
+    assert caught.value.filename == str(ctrl_dir)
+    with pytest.raises(PermissionError):
+      control.write(mark, "a", LIFE)
+
+  if os.geteuid():
+    ctrl_dir.chmod(0o555)
+  forked.run(check, forked.Place.UNPRIVILEGED)
+  ctrl_dir.chmod(0o777)
+  descriptor = os.open(ctrl_dir, os.O_RDONLY)
+  ControlDirectory(str(ctrl_dir), descriptor, ".kvmd").check_access()
+  os.close(descriptor)
+
+
+def test_no_room_on_the_disk(ctrl_dir, mark):
+  def check():
+    forked.mount_small(str(ctrl_dir), files=1)
+    (ctrl_dir / "full").touch()
+    opened = os.open(ctrl_dir, os.O_RDONLY)
+    control = ControlDirectory(str(ctrl_dir), opened, ".kvmd")
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+      control.write(mark, "a", LIFE)
+    (ctrl_dir / "full").unlink()
+    assert control.write(mark, "a", LIFE)
+    assert control.has(mark, "a", LIFE)
+
+  forked.run(check, forked.Place.OWN_MOUNTS)

@@ -1,0 +1,342 @@
+# Copyright (C) 2026 the ganeti-kvmd developers
+# SPDX-License-Identifier: BSD-2-Clause
+
+"""Tests of what QMP events mean."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from ganeti.kvmd import lifecycle, qmp
+from ganeti.kvmd.lifecycle import Rule, Verdict
+from hypothesis import given
+from hypothesis import strategies as st
+
+POWERDOWN = ("POWERDOWN", {})
+RESET = ("RESET", {"guest": True, "reason": "guest-reset"})
+STOP = ("STOP", {})
+RESUME = ("RESUME", {})
+BARE = ("SHUTDOWN", {})
+USER = ("SHUTDOWN", {"guest": True, "reason": "guest-shutdown"})
+SIGNAL = ("SHUTDOWN", {"guest": False, "reason": "host-signal"})
+NOTHING_ELSE = ("RTC_CHANGE", {"offset": 1})
+
+
+def guest_only(guest):
+  """A shutdown as QEMU 2.10 to 3.1 announces it."""
+  return ("SHUTDOWN", {"guest": guest})
+
+
+def reason(word, guest=None):
+  """A shutdown as QEMU announces it since 4.0."""
+  if guest is None:
+    guest = word.startswith("guest")
+  return ("SHUTDOWN", {"guest": guest, "reason": word})
+
+
+def outcome(events, rule=Rule.CAUSE):
+  life = lifecycle.Lifecycle(rule)
+  for name, data in events:
+    life.receive(name, data)
+  return life.outcome
+
+
+def verdict(events, rule=Rule.CAUSE):
+  return outcome(events, rule).verdict
+
+
+# The design's table, row by row.
+TABLE = [
+  ("guest-shutdown", Verdict.USER, Verdict.ADMINISTRATOR),
+  ("guest-reset", Verdict.GUEST_REBOOT, Verdict.GUEST_REBOOT),
+  ("guest-panic", Verdict.GUEST_PANIC, Verdict.GUEST_PANIC),
+  ("host-signal", Verdict.ADMINISTRATOR, Verdict.ADMINISTRATOR),
+  ("host-qmp-quit", Verdict.ADMINISTRATOR, Verdict.ADMINISTRATOR),
+  ("host-ui", Verdict.ADMINISTRATOR, Verdict.ADMINISTRATOR),
+  ("host-qmp-system-reset", Verdict.ADMINISTRATOR, Verdict.ADMINISTRATOR),
+  ("host-error", Verdict.OTHER, Verdict.OTHER),
+  ("subsystem-reset", Verdict.OTHER, Verdict.OTHER),
+  ("snapshot-load", Verdict.OTHER, Verdict.OTHER),
+  ("guest-teleport", Verdict.OTHER, Verdict.OTHER),
+  ("GUEST-SHUTDOWN", Verdict.OTHER, Verdict.OTHER),
+  ("guest-shutdown ", Verdict.OTHER, Verdict.OTHER),
+  ("none", Verdict.OTHER, Verdict.OTHER),
+  ("host", Verdict.OTHER, Verdict.OTHER),
+  ("", Verdict.OTHER, Verdict.OTHER),
+]
+
+
+@pytest.mark.parametrize(("word", "expected", "pending"), TABLE)
+def test_reason(word, expected, pending):
+  for guest in True, False:
+    events = [reason(word, guest)]
+    assert verdict(events) is expected
+    assert verdict([POWERDOWN, *events]) is pending
+    assert verdict([STOP, *events]) is expected
+    assert verdict([STOP, RESUME, POWERDOWN, STOP, *events]) is pending
+    assert verdict([POWERDOWN, RESET, *events]) is expected
+
+
+@pytest.mark.parametrize("word", [row[0] for row in TABLE if row[0]])
+def test_cause_is_in_the_words_of_qemu(word):
+  assert word in outcome([reason(word)]).cause
+
+
+def test_cause_after_powerdown():
+  assert outcome([POWERDOWN, USER]).cause == "guest-shutdown after powerdown"
+
+
+@pytest.mark.parametrize("rule", Rule)
+@pytest.mark.parametrize(
+  "events", [[], [POWERDOWN], [STOP], [RESET], [RESUME], [NOTHING_ELSE]]
+)
+def test_end_without_a_word(events, rule):
+  assert outcome(events, rule) == (Verdict.KILLED, "no SHUTDOWN")
+
+
+@pytest.mark.parametrize("after", ["", "guest-shutdown" * 10**5])
+def test_cause_is_short(after):
+  assert len(outcome([reason("x" * 10**6 + after)]).cause) < 200
+
+
+@pytest.mark.parametrize("word", ["a\nb", "\x1b[2J", "\ud800", "ü", "\x7f"])
+def test_unknown_reason_is_escaped(word):
+  cause = outcome([reason(word)]).cause
+  assert cause.isascii()
+  assert cause.isprintable()
+
+
+@pytest.mark.parametrize(
+  ("events", "expected"),
+  [
+    ([guest_only(True)], Verdict.USER),
+    ([guest_only(False)], Verdict.ADMINISTRATOR),
+    ([POWERDOWN, guest_only(True)], Verdict.ADMINISTRATOR),
+    ([POWERDOWN, guest_only(False)], Verdict.ADMINISTRATOR),
+    ([POWERDOWN, RESET, guest_only(True)], Verdict.USER),
+    ([STOP, guest_only(True)], Verdict.USER),
+  ],
+)
+def test_guest_without_reason(events, expected):
+  assert verdict(events) is expected
+
+
+# What Ganeti's first daemon looked at.
+SEQUENCES = [
+  ([BARE], Verdict.USER),
+  ([POWERDOWN, BARE], Verdict.ADMINISTRATOR),
+  ([POWERDOWN, RESET, BARE], Verdict.USER),
+  ([RESET, POWERDOWN, BARE], Verdict.ADMINISTRATOR),
+  ([STOP, BARE], Verdict.ADMINISTRATOR),
+  ([STOP, RESUME, BARE], Verdict.USER),
+  ([RESUME, STOP, BARE], Verdict.ADMINISTRATOR),
+  ([STOP, RESET, BARE], Verdict.ADMINISTRATOR),
+  ([STOP, POWERDOWN, RESUME, BARE], Verdict.ADMINISTRATOR),
+  ([NOTHING_ELSE, BARE, NOTHING_ELSE], Verdict.USER),
+  ([BARE, RESET], Verdict.KILLED),
+  ([BARE, RESUME], Verdict.KILLED),
+  ([BARE, BARE], Verdict.USER),
+  ([BARE, STOP, BARE], Verdict.USER),
+  ([BARE, POWERDOWN], Verdict.USER),
+]
+
+
+@pytest.mark.parametrize(("events", "expected"), SEQUENCES)
+def test_sequence(events, expected):
+  assert verdict(events, Rule.CAUSE) is expected
+  for shutdown in BARE, USER, SIGNAL, reason("x"), guest_only(False):
+    asked_for = [shutdown if event == BARE else event for event in events]
+    assert verdict(asked_for, Rule.SEQUENCE) is expected
+
+
+# -no-shutdown: QEMU goes on after its guest has gone.
+@pytest.mark.parametrize(
+  ("events", "expected"),
+  [
+    ([USER, STOP, SIGNAL], Verdict.USER),
+    ([USER, STOP, reason("host-qmp-quit")], Verdict.USER),
+    ([USER, STOP, reason("host-error")], Verdict.USER),
+    ([USER, STOP, reason("host-signal"), BARE], Verdict.USER),
+    ([guest_only(True), STOP, guest_only(False)], Verdict.USER),
+    ([POWERDOWN, USER, STOP, SIGNAL], Verdict.ADMINISTRATOR),
+    ([reason("guest-panic"), STOP, SIGNAL], Verdict.GUEST_PANIC),
+    ([USER, STOP, POWERDOWN, SIGNAL], Verdict.USER),
+    ([USER, STOP, RESET], Verdict.KILLED),
+    ([USER, STOP, RESUME], Verdict.KILLED),
+    ([USER, STOP, RESET, SIGNAL], Verdict.ADMINISTRATOR),
+    ([USER, STOP, RESET, RESUME, USER], Verdict.USER),
+    ([USER, STOP, RESUME, POWERDOWN, USER], Verdict.ADMINISTRATOR),
+    ([POWERDOWN, USER, STOP, RESET, RESUME, USER], Verdict.USER),
+    ([SIGNAL, USER], Verdict.USER),
+    ([USER, reason("guest-panic")], Verdict.GUEST_PANIC),
+    ([USER, reason("from-the-future")], Verdict.OTHER),
+  ],
+)
+def test_guest_that_qemu_outlives(events, expected):
+  assert verdict(events) is expected
+
+
+@pytest.mark.parametrize(
+  "data",
+  [
+    {"reason": value, **guest}
+    for value in [None, 0, 1, 1.0, True, [], ["guest-shutdown"], {}, "", "user"]
+    for guest in [{}, {"guest": True}, {"guest": "guest-shutdown"}]
+  ]
+  + [
+    {"guest": value}
+    for value in [None, 0, 1, 1.0, 0.0, "true", "", [], [True], {}, "yes"]
+  ],
+  ids=json.dumps,
+)
+@pytest.mark.parametrize("before", [[], [POWERDOWN], [STOP]], ids=len)
+def test_odd_data_is_never_the_user(data, before):
+  assert verdict([*before, ("SHUTDOWN", data)]) is Verdict.OTHER
+
+
+@pytest.mark.parametrize(
+  "text",
+  [
+    '{"event": "STOP", "data": {"reason": "SHUTDOWN"}}',
+    '{"event": "RTC_CHANGE", "data": {"SHUTDOWN": {"event": "SHUTDOWN"}}}',
+    '{"event": "X", "data": {"a": "{\\"event\\": \\"SHUTDOWN\\"}"}}',
+    '{"event": "SHUTDOWN ", "data": {"guest": true}}',
+    '{"event": " SHUTDOWN"}',
+    '{"event": "shutdown"}',
+    '{"event": "GUEST_SHUTDOWN"}',
+    '{"event": "SHUTDOWN_DONE"}',
+    '{"event": "MEMORY_DEVICE_SHUTDOWN"}',
+    '{"Event": "SHUTDOWN"}',
+    '{"event ": "SHUTDOWN"}',
+    '{"SHUTDOWN": "event"}',
+    '{"data": {"event": "SHUTDOWN"}}',
+    '{"return": {"event": "SHUTDOWN", "data": {}}}',
+    '{"return": {}, "id": "SHUTDOWN"}',
+    '{"return": {}, "id": {"event": "SHUTDOWN"}}',
+    '{"error": {"class": "SHUTDOWN", "desc": "SHUTDOWN"}, "id": "SHUTDOWN"}',
+    '{"QMP": {"event": "SHUTDOWN"}}',
+    '{"event": "SHUTDOWN", "event": "STOP"}',
+  ],
+)
+@pytest.mark.parametrize("rule", Rule)
+def test_the_word_alone_is_no_event(text, rule):
+  life = lifecycle.Lifecycle(rule)
+  for message in qmp.Decoder().feed(text.encode()):
+    if isinstance(message, qmp.Event):
+      life.receive(message.name, message.data)
+  assert life.outcome == lifecycle.UNANNOUNCED
+
+
+@pytest.mark.parametrize("name", ["POWERDOWN", "STOP", "RESET", "RESUME"])
+def test_words_for_other_events_count_only_as_events(name):
+  events = [("RTC_CHANGE", {"event": name}), (name.lower(), {}), (name[:-1], {})]
+  assert verdict([*events, USER]) is Verdict.USER
+  assert verdict([BARE, *events], Rule.SEQUENCE) is Verdict.USER
+  assert verdict([POWERDOWN, *events, USER]) is Verdict.ADMINISTRATOR
+
+
+def test_announcement_stands_before_the_end():
+  life = lifecycle.Lifecycle(Rule.CAUSE)
+  assert life.announced is None
+  life.receive(*USER)
+  assert life.announced == life.outcome == (Verdict.USER, "guest-shutdown")
+  life.receive(*RESET)
+  assert life.announced is None
+
+
+def _is_cause(data):
+  return "guest" in data or "reason" in data
+
+
+def _is_of_host(data):
+  if "reason" in data:
+    return str(data["reason"]).startswith("host")
+  return data["guest"] is False
+
+
+def expect(history, rule):
+  """The verdict on a history, found by going through it from its end."""
+  shutdowns = []
+  for place in reversed(range(len(history))):
+    name, data = history[place]
+    if name in {"RESET", "RESUME"}:
+      break
+    if name == "SHUTDOWN":
+      shutdowns.append((place, data))
+  if not shutdowns:
+    return Verdict.KILLED
+  with_cause = [
+    found
+    for found in shutdowns[:-1]
+    if rule is Rule.CAUSE and _is_cause(found[1]) and not _is_of_host(found[1])
+  ]
+  place, data = (with_cause or shutdowns[-1:])[0]
+  is_asked = is_stopped = False
+  for name, _ in reversed(history[:place]):
+    if name == "RESET":
+      break
+    is_asked = is_asked or name == "POWERDOWN"
+  for name, _ in reversed(history[:place]):
+    if name in {"STOP", "RESUME"}:
+      is_stopped = name == "STOP"
+      break
+  if rule is Rule.SEQUENCE or not _is_cause(data):
+    if is_asked or is_stopped:
+      return Verdict.ADMINISTRATOR
+    return Verdict.USER
+  if "reason" not in data:
+    if data["guest"] is False:
+      return Verdict.ADMINISTRATOR
+    word = "guest-shutdown" if data["guest"] is True else None
+  else:
+    word = data["reason"]
+  for known, alone, pending in TABLE:
+    if word == known:
+      return pending if is_asked else alone
+  return Verdict.OTHER
+
+
+SHUTDOWNS = (
+  st.just({})
+  | st.sampled_from([True, False, None, 1, "true"]).map(
+    lambda guest: {"guest": guest}
+  )
+  | st.tuples(
+    st.booleans(), st.sampled_from([row[0] for row in TABLE] + [None, 7, []])
+  ).map(lambda pair: {"guest": pair[0], "reason": pair[1]})
+).map(lambda data: ("SHUTDOWN", data))
+# More of what decides than of what does not.
+HISTORIES = st.lists(
+  st.sampled_from([POWERDOWN, STOP, RESET, RESUME, NOTHING_ELSE, USER])
+  | SHUTDOWNS,
+  max_size=9,
+)
+
+
+@pytest.mark.parametrize("rule", Rule)
+def test_any_history(rule):
+  @given(HISTORIES)
+  def check(history):
+    assert verdict(history, rule) is expect(history, rule)
+
+  check()
+
+
+@given(HISTORIES, st.lists(st.text(max_size=9)), st.sampled_from(Rule))
+def test_other_events_change_nothing(history, names, rule):
+  others = [(name, {"guest": True, "reason": "guest-shutdown"}) for name in names]
+  mixed = list(history)
+  for place, other in enumerate(others):
+    mixed.insert(place * 2, other)
+  assert outcome(mixed, rule) == outcome(history, rule)
+
+
+@given(HISTORIES)
+def test_powerdown_is_never_taken_for_the_user(history):
+  assert verdict([*history, RESET, POWERDOWN, USER]) is Verdict.ADMINISTRATOR
+
+
+@given(HISTORIES)
+def test_reset_makes_a_user_free_again(history):
+  assert verdict([*history, RESET, USER]) is Verdict.USER

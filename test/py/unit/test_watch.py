@@ -1,0 +1,502 @@
+# Copyright (C) 2026 the ganeti-kvmd developers
+# SPDX-License-Identifier: BSD-2-Clause
+
+"""Tests of following a path, whatever becomes of it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pathlib
+import select
+import shutil
+import tempfile
+
+import forked
+import pytest
+from ganeti.kvmd import watch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+
+class Eye:
+  """Follows a path as the daemon does.
+
+  @ivar trouble: what came of following it last; None if nothing
+  @ivar names: what was seen to appear in the directory
+  @ivar lost: how often events were lost
+
+  """
+
+  def __init__(self, path):
+    self.path = str(path)
+    self.watch = watch.Watch(self.path)
+    self.trouble = None
+    self.names = set()
+    self.lost = 0
+    self.follow()
+
+  def follow(self):
+    self.trouble = None
+    try:
+      return self.watch.follow()
+    except OSError as err:
+      assert self.watch.directory is None
+      self.trouble = err
+      return True
+
+  def look(self):
+    """Takes note of all that has happened; the kernel does not delay it."""
+    while select.select([self.watch], [], [], 0)[0]:
+      changes = self.watch.read()
+      if changes.lost:
+        self.lost += 1
+      if (changes.path or changes.lost) and self.follow():
+        self.names.clear()
+      else:
+        self.names |= changes.names
+
+  def sees(self, directory):
+    """Tells whether the path leads to a directory that new names are seen in."""
+    self.look()
+    if self.watch.directory is None:
+      return False
+    there = os.path.samestat(
+      os.fstat(self.watch.directory), os.stat(directory)
+    )
+    return there and self._sees_names(directory)
+
+  def _sees_names(self, directory):
+    made = tempfile.mkdtemp(dir=directory)
+    moved = made + ".moved"
+    os.rename(made, moved)
+    self.look()
+    os.rmdir(moved)
+    return {os.path.basename(made), os.path.basename(moved)} <= self.names
+
+  @property
+  def watches(self):
+    """How many directories the kernel watches for it."""
+    path = f"/proc/self/fdinfo/{self.watch.fileno()}"
+    return pathlib.Path(path).read_text().count("inotify wd:")
+
+
+@pytest.fixture
+def eye():
+  """Makes eyes, and sees that they leave no descriptor open."""
+  before = set(os.listdir("/proc/self/fd"))
+  eyes = []
+
+  def make(path):
+    eyes.append(Eye(path))
+    return eyes[-1]
+
+  yield make
+  for each in eyes:
+    each.watch.close()
+  assert set(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.fixture
+def path(scratch):
+  """A path of which only the beginning exists."""
+  return scratch / "run" / "ganeti" / "ctrl"
+
+
+def test_directory_is_there(ctrl_dir, eye):
+  seen = eye(ctrl_dir)
+  assert seen.sees(ctrl_dir)
+  assert seen.watch.follow() is False
+  assert seen.sees(ctrl_dir)
+
+
+def test_only_new_names_are_told(ctrl_dir, eye):
+  (ctrl_dir / "old").touch()
+  seen = eye(ctrl_dir)
+  (ctrl_dir / "new").touch()
+  (ctrl_dir / "new").write_text("more")
+  (ctrl_dir / "new").chmod(0o600)
+  (ctrl_dir / "old").unlink()
+  (ctrl_dir / "gone").touch()
+  (ctrl_dir / "gone").unlink()
+  (ctrl_dir / "sub").mkdir()
+  (ctrl_dir / "sub" / "deeper").touch()
+  seen.look()
+  assert seen.names == {"new", "gone", "sub"}
+  assert seen.watch.read() == (set(), False, False)
+
+
+def test_name_of_any_bytes(ctrl_dir, eye):
+  seen = eye(ctrl_dir)
+  names = [b"\xff\xfe", "ü".encode(), b"a\nb", b"\x1b[2J", b"x" * 255, b" "]
+  for name in names:
+    (ctrl_dir / os.fsdecode(name)).touch()
+  seen.look()
+  assert {os.fsencode(name) for name in seen.names} == set(names)
+
+
+def test_path_of_any_bytes(scratch, eye):
+  path = scratch / os.fsdecode(b"\xff \n") / "ctrl"
+  seen = eye(path)
+  assert seen.watch.directory is None
+  path.mkdir(parents=True)
+  assert seen.sees(path)
+
+
+@pytest.mark.parametrize("looks", [True, False])
+def test_path_appears_step_by_step(path, eye, looks):
+  seen = eye(path)
+  assert seen.watch.directory is None
+  for step in path.parent.parent, path.parent, path:
+    step.mkdir()
+    if looks:
+      seen.look()
+  assert seen.sees(path)
+
+
+def test_path_appears_at_once(path, eye):
+  seen = eye(path)
+  path.mkdir(parents=True)
+  assert seen.sees(path)
+
+
+def test_path_is_moved_into_place_from_elsewhere(path, scratch, eye):
+  for depth in range(3):
+    target = [path, path.parent, path.parent.parent][depth]
+    shutil.rmtree(scratch / "run", ignore_errors=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    seen = eye(path)
+    assert seen.watch.directory is None
+    ready = scratch / f"ready{depth}"
+    (ready / path.relative_to(target)).mkdir(parents=True)
+    ready.rename(target)
+    assert seen.sees(path)
+
+
+@pytest.mark.parametrize("depth", range(3))
+def test_path_is_moved_away_and_back(path, scratch, eye, depth):
+  path.mkdir(parents=True)
+  step = [path, path.parent, path.parent.parent][depth]
+  seen = eye(path)
+  for _ in range(3):
+    step.rename(scratch / "away")
+    seen.look()
+    assert seen.watch.directory is None
+    (scratch / "away").rename(step)
+    assert seen.sees(path)
+
+
+@pytest.mark.parametrize("depth", range(3))
+@pytest.mark.parametrize("looks", [True, False])
+def test_path_is_removed_and_made_anew(path, eye, depth, looks):
+  path.mkdir(parents=True)
+  seen = eye(path)
+  watches = seen.watches
+  for _ in range(20):
+    shutil.rmtree([path, path.parent, path.parent.parent][depth])
+    if looks:
+      seen.look()
+      assert seen.watch.directory is None
+    path.mkdir(parents=True)
+    assert seen.sees(path)
+    assert seen.watches == watches
+
+
+def test_directory_is_exchanged_for_another(path, scratch, eye):
+  path.mkdir(parents=True)
+  seen = eye(path)
+  for number in range(3):
+    (scratch / "other").mkdir()
+    path.rename(scratch / f"old{number}")
+    (scratch / "other").rename(path)
+    assert seen.sees(path)
+    # What goes on in the old one is no business of ours any more.
+    (scratch / f"old{number}" / "name").touch()
+    seen.look()
+    assert "name" not in seen.names
+
+
+def test_path_through_links(scratch, eye):
+  """As /var/run, which is a link to /run."""
+  path = scratch / "run" / "ganeti" / "ctrl"
+  (scratch / "var").mkdir()
+  (scratch / "var" / "run").symlink_to(scratch / "run")
+  seen = eye(scratch / "var" / "run" / "ganeti" / "ctrl")
+  path.mkdir(parents=True)
+  assert seen.sees(path)
+  shutil.rmtree(path.parent)
+  seen.look()
+  assert seen.watch.directory is None
+  path.mkdir(parents=True)
+  assert seen.sees(path)
+  (scratch / "run").rename(scratch / "away")
+  seen.look()
+  assert seen.watch.directory is None
+  (scratch / "var" / "run").unlink()
+  (scratch / "var" / "run").symlink_to("../away")
+  assert seen.sees(scratch / "away" / "ganeti" / "ctrl")
+
+
+@pytest.mark.parametrize("last", ["", "ctrl"])
+def test_link_is_changed(scratch, eye, last):
+  for name in "one", "two":
+    (scratch / name / last).mkdir(parents=True, exist_ok=True)
+  link = scratch / "link"
+  link.symlink_to("one")
+  seen = eye(link / last)
+  assert seen.sees(scratch / "one" / last)
+  for target in ["two", "one", scratch / "two", "./one/../one", "two/"]:
+    new = scratch / "new"
+    new.symlink_to(target)
+    new.rename(link)
+    assert seen.sees(scratch / target / last)
+
+
+def test_chain_of_links(scratch, eye):
+  (scratch / "ctrl").mkdir()
+  previous = scratch / "ctrl"
+  for number in range(30):
+    link = scratch / f"link{number}"
+    link.symlink_to(previous.name)
+    previous = link
+  seen = eye(previous)
+  assert seen.sees(scratch / "ctrl")
+  (scratch / "link7").unlink()
+  seen.look()
+  assert seen.watch.directory is None
+  (scratch / "link7").symlink_to("link6")
+  assert seen.sees(scratch / "ctrl")
+
+
+def test_dangling_link_leads_somewhere_later(scratch, eye):
+  (scratch / "link").symlink_to(scratch / "a" / "b")
+  seen = eye(scratch / "link" / "ctrl")
+  assert (seen.watch.directory, seen.trouble) == (None, None)
+  (scratch / "a" / "b" / "ctrl").mkdir(parents=True)
+  assert seen.sees(scratch / "a" / "b" / "ctrl")
+
+
+def test_dots_mean_what_they_mean_to_the_kernel(scratch, eye):
+  (scratch / "far" / "away").mkdir(parents=True)
+  (scratch / "far" / "ctrl").mkdir()
+  (scratch / "link").symlink_to("far/away")
+  seen = eye(f"{scratch}/link/../ctrl")
+  assert seen.sees(scratch / "far" / "ctrl")
+  again = eye(f"{scratch}/.//./far/../link/./../ctrl/.")
+  assert again.sees(scratch / "far" / "ctrl")
+  (scratch / "link").unlink()
+  seen.look()
+  assert seen.watch.directory is None
+  (scratch / "ctrl").mkdir()
+  (scratch / "link").symlink_to("far")
+  assert seen.sees(scratch / "ctrl")
+
+
+def test_root_itself(eye):
+  seen = eye("/")
+  assert os.path.samestat(os.fstat(seen.watch.directory), os.stat("/"))
+
+
+@pytest.mark.parametrize("depth", range(2))
+def test_path_through_a_file(path, eye, depth):
+  step = [path, path.parent][depth]
+  step.parent.mkdir(parents=True)
+  step.touch()
+  seen = eye(path)
+  assert seen.watch.directory is None
+  assert seen.trouble.errno == errno.ENOTDIR
+  assert seen.trouble.filename == str(step)
+  step.unlink()
+  seen.look()
+  assert (seen.watch.directory, seen.trouble) == (None, None)
+  path.mkdir(parents=True)
+  assert seen.sees(path)
+  path.rmdir()
+  path.touch()
+  seen.look()
+  assert seen.watch.directory is None
+  assert seen.trouble.errno == errno.ENOTDIR
+
+
+def test_links_in_a_circle(scratch, eye):
+  (scratch / "one").symlink_to("two")
+  (scratch / "two").symlink_to("one")
+  seen = eye(scratch / "one" / "ctrl")
+  assert seen.watch.directory is None
+  assert seen.trouble.errno == errno.ELOOP
+  (scratch / "two").unlink()
+  (scratch / "two" / "ctrl").mkdir(parents=True)
+  assert seen.sees(scratch / "two" / "ctrl")
+
+
+def test_too_many_links_for_the_kernel_are_too_many(scratch, eye):
+  (scratch / "0").mkdir()
+  for number in range(1, 60):
+    (scratch / str(number)).symlink_to(str(number - 1))
+    try:
+      os.stat(scratch / str(number))
+      expected = None
+    except OSError as err:
+      expected = err.errno
+    seen = eye(scratch / str(number))
+    assert getattr(seen.trouble, "errno", None) == expected
+
+
+def test_overflow_of_the_queue(ctrl_dir, scratch, eye):
+  limit = int(
+    pathlib.Path("/proc/sys/fs/inotify/max_queued_events").read_text()
+  )
+  seen = eye(ctrl_dir)
+  one, two = ctrl_dir / "one", ctrl_dir / "two"
+  one.touch()
+  # Not the same name twice, which the kernel would take for one event.
+  for _ in range(limit // 2):
+    os.rename(one, two)
+    os.rename(two, one)
+  # Nobody will tell of this.
+  ctrl_dir.rename(scratch / "old")
+  ctrl_dir.mkdir()
+  seen.look()
+  assert seen.lost == 1
+  assert seen.sees(ctrl_dir)
+  assert seen.lost == 1
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_parent_that_may_not_be_read(path, depth):
+  path.mkdir(parents=True)
+  path.chmod(0o777)
+  parent = [path, path.parent, path.parent.parent][depth]
+  parent.chmod(0o311)
+
+  def check():
+    seen = Eye(path)
+    assert seen.trouble is None
+    assert seen.sees(path)
+
+  forked.run(check, forked.Place.UNPRIVILEGED)
+  parent.chmod(0o755)
+
+
+def test_change_behind_an_unreadable_parent_is_found_at_the_next_look(path):
+  path.parent.mkdir(parents=True)
+  path.parent.chmod(0o777)
+  path.parent.parent.chmod(0o311)
+
+  def check():
+    seen = Eye(path)
+    assert (seen.watch.directory, seen.trouble) == (None, None)
+    path.mkdir()
+    assert seen.sees(path)
+    path.rename(path.parent / "old")
+    path.mkdir()
+    seen.follow()
+    assert seen.sees(path)
+
+  forked.run(check, forked.Place.UNPRIVILEGED)
+  path.parent.parent.chmod(0o755)
+
+
+@pytest.mark.parametrize("depth", range(3))
+def test_step_that_may_not_be_entered(path, depth):
+  path.mkdir(parents=True)
+  step = [path, path.parent, path.parent.parent][depth]
+  step.chmod(0)
+
+  def check():
+    seen = Eye(path)
+    assert isinstance(seen.trouble, PermissionError)
+    assert str(path).startswith(seen.trouble.filename)
+    assert seen.watch.directory is None
+
+  forked.run(check, forked.Place.UNPRIVILEGED)
+  step.chmod(0o755)
+
+
+def test_no_more_inotify_instances(ctrl_dir):
+  """The error says what there is no more of."""
+
+  def check():
+    limit = pathlib.Path("/proc/sys/fs/inotify/max_user_instances")
+    watches = []
+    with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
+      for _ in range(int(limit.read_text()) + 1):
+        watches.append(watch.Watch(str(ctrl_dir)))
+
+  forked.run(check, forked.Place.UNPRIVILEGED)
+
+
+# All that can happen to a path of two steps and the links in it.
+STEPS = ["a", "b", "a/c", "b/c", "a/d", "b/d"]
+TARGETS = [".", "..", "a", "b", "c", "d", "../b", "../b/c", "../b/..", "missing"]
+ACTIONS = st.one_of(
+  st.tuples(st.just("mkdir"), st.sampled_from(STEPS)),
+  st.tuples(st.just("make"), st.sampled_from(["a/c", "b/c", "b/d"])),
+  st.tuples(st.just("remove"), st.sampled_from(STEPS)),
+  st.tuples(
+    st.just("rename"), st.sampled_from(STEPS), st.sampled_from(STEPS)
+  ),
+  st.tuples(st.just("file"), st.sampled_from(STEPS)),
+  st.tuples(
+    st.just("link"), st.sampled_from(STEPS), st.sampled_from(TARGETS)
+  ),
+  st.tuples(
+    st.just("absolute"), st.sampled_from(STEPS), st.sampled_from(STEPS)
+  ),
+  st.tuples(st.just("look")),
+)
+
+
+def act(base, action, *places):
+  """Does something to the path, if it can be done."""
+  first, *more = [os.path.join(base, place) for place in places]
+  try:
+    if action == "mkdir":
+      os.mkdir(first)
+    elif action == "make":
+      os.makedirs(first)
+    elif action == "remove":
+      if os.path.isdir(first) and not os.path.islink(first):
+        shutil.rmtree(first)
+      else:
+        os.unlink(first)
+    elif action == "rename":
+      os.rename(first, more[0])
+    elif action == "file":
+      os.close(os.open(first, os.O_CREAT | os.O_EXCL))
+    elif action == "link":
+      os.symlink(places[1], first)
+    elif action == "absolute":
+      os.symlink(more[0], first)
+  except OSError:
+    pass
+
+
+def test_whatever_happens_to_the_path(scratch):
+  @settings(max_examples=150)
+  @given(st.sampled_from(["a", "a/c"]), st.lists(ACTIONS, max_size=14))
+  def check(path, actions):
+    base = tempfile.mkdtemp(dir=scratch)
+    seen = Eye(os.path.join(base, path))
+    try:
+      for action, *places in actions:
+        if action == "look":
+          seen.look()
+        else:
+          act(base, action, *places)
+      if os.path.isdir(seen.path):
+        assert seen.sees(seen.path)
+      else:
+        seen.look()
+        assert seen.watch.directory is None
+      # No more is watched than a look from anew would.
+      fresh = Eye(seen.path)
+      try:
+        assert seen.watches == fresh.watches
+      finally:
+        fresh.watch.close()
+    finally:
+      seen.watch.close()
+      shutil.rmtree(base)
+
+  check()
