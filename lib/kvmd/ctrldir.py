@@ -27,6 +27,16 @@ if TYPE_CHECKING:
 #: What the names of the monitors for the daemon end in.
 MONITOR_SUFFIX = ".kvmd"
 
+#: What QEMU is told of a journal, and what it makes of that: the file that it
+#: reads its commands from, and the one that it writes events to.
+JOURNAL = ".journal"
+JOURNAL_COMMANDS = JOURNAL + ".in"
+JOURNAL_EVENTS = JOURNAL + ".out"
+
+#: The summary of a journal's beginning, and the same while it is written.
+JOURNAL_DIGEST = JOURNAL + ".digest"
+JOURNAL_NEW_DIGEST = JOURNAL_DIGEST + ".new"
+
 _FILE_MODE = 0o600
 
 # A monitor's name may be so long that no mark's name fits: there is none then.
@@ -45,14 +55,26 @@ class Mark(enum.Enum):
   POWERDOWN = ".powerdown"
 
 
+class Instances(NamedTuple):
+  """The names of the instances that have something to follow.
+
+  @ivar monitored: those with a monitor
+  @ivar journaled: those with a journal
+
+  """
+
+  monitored: set[str]
+  journaled: set[str]
+
+
 class Life(NamedTuple):
-  """One life of an instance, told from the next by its monitor's socket.
+  """One life of an instance, told from the next by a file that is made anew.
 
-  QEMU makes the socket anew when it starts. Its inode number alone would not
-  do, since file systems give the numbers out again.
+  That is its monitor's socket, or what its journal was begun with. The inode
+  number alone would not do, since file systems give the numbers out again.
 
-  @ivar inode: the socket's inode number
-  @ivar born: when the socket was made, in nanoseconds since the epoch, by the
+  @ivar inode: the file's inode number
+  @ivar born: when the file was made, in nanoseconds since the epoch, by the
     clock of the file system
 
   """
@@ -87,7 +109,8 @@ def ganeti_path() -> str:
 class ControlDirectory:
   """An open control directory.
 
-  @ivar path: where it was found, for messages
+  @ivar path: where it was found
+  @ivar descriptor: the open directory; it belongs to somebody else
 
   """
 
@@ -99,7 +122,7 @@ class ControlDirectory:
 
     """
     self.path = path
-    self._descriptor = descriptor
+    self.descriptor = descriptor
     self._suffix = suffix
 
   def monitored_by(self, name: str) -> Optional[str]:
@@ -115,24 +138,33 @@ class ControlDirectory:
 
     """
     if not os.access(
-      ".", os.W_OK | os.X_OK, dir_fd=self._descriptor, effective_ids=True
+      ".", os.W_OK | os.X_OK, dir_fd=self.descriptor, effective_ids=True
     ):
       reason = os.strerror(errno.EACCES) + " to write there"
       raise PermissionError(errno.EACCES, reason, self.path)
 
-  def monitored(self) -> set[str]:
-    """Lists the instances that have a monitor.
+  def journaled_by(self, name: str) -> Optional[str]:
+    """Returns the instance whose journal a file is by its name, if any."""
+    if name.endswith(JOURNAL_EVENTS) and len(name) > len(JOURNAL_EVENTS):
+      return name[: -len(JOURNAL_EVENTS)]
+    return None
+
+  def instances(self) -> Instances:
+    """Lists the instances that have a monitor or a journal.
 
     @raise OSError: if the directory cannot be read
 
     """
-    instances = set()
-    with os.scandir(self._descriptor) as entries:
-      for entry in entries:
-        instance = self.monitored_by(entry.name)
-        if instance is not None:
-          instances.add(instance)
-    return instances
+    found = Instances(set(), set())
+    # Plain names: an object for each entry would take five times as long.
+    for name in os.listdir(self.descriptor):
+      instance = self.monitored_by(name)
+      if instance is not None:
+        found.monitored.add(instance)
+      instance = self.journaled_by(name)
+      if instance is not None:
+        found.journaled.add(instance)
+    return found
 
   def open_monitor(self, instance: str) -> OpenMonitor:
     """Takes hold of an instance's monitor without connecting to it.
@@ -146,7 +178,7 @@ class ControlDirectory:
     descriptor = os.open(
       name,
       os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC,
-      dir_fd=self._descriptor,
+      dir_fd=self.descriptor,
     )
     found = os.fstat(descriptor)
     if not stat.S_ISSOCK(found.st_mode):
@@ -160,12 +192,9 @@ class ControlDirectory:
     @raise OSError: if that cannot be found out
 
     """
-    try:
-      found = self._lstat(instance + self._suffix)
-    except FileNotFoundError:
-      # QEMU has removed its socket: any life that there was is older than now.
-      return Life(0, time.time_ns())
-    return _life(found)
+    found = self._find(instance + self._suffix)
+    # Without a socket any life that there was is older than now.
+    return Life(0, time.time_ns()) if found is None else _life(found)
 
   def is_marked(self, mark: Mark, instance: str) -> bool:
     """Tells whether an instance is marked, in whichever life.
@@ -173,11 +202,7 @@ class ControlDirectory:
     @raise OSError: if that cannot be found out
 
     """
-    try:
-      self._lstat(instance + mark.value)
-    except FileNotFoundError:
-      return False
-    return True
+    return self._find(instance + mark.value) is not None
 
   def has(self, mark: Mark, instance: str, life: Life) -> Optional[bool]:
     """Tells whether an instance is marked, and in which life.
@@ -186,13 +211,8 @@ class ControlDirectory:
     @raise OSError: if that cannot be found out
 
     """
-    try:
-      found = self._lstat(instance + mark.value)
-    except OSError as err:
-      if err.errno in _NO_SUCH_FILE:
-        return None
-      raise
-    return found.st_mtime_ns > life.born
+    found = self._find(instance + mark.value)
+    return None if found is None else found.st_mtime_ns > life.born
 
   def write(self, mark: Mark, instance: str, life: Life) -> bool:
     """Marks an instance.
@@ -212,14 +232,15 @@ class ControlDirectory:
     try:
       self._create(name)
     except FileExistsError:
-      if not _is_mark(self._lstat(name)):
-        os.unlink(name, dir_fd=self._descriptor)
+      found = self._find(name)
+      if found is not None and not _is_mark(found):
+        os.unlink(name, dir_fd=self.descriptor)
         self._create(name)
     date = life.born + 1
     os.utime(
       name,
       ns=(date, date),
-      dir_fd=self._descriptor,
+      dir_fd=self.descriptor,
       follow_symlinks=False,
     )
     return True
@@ -232,7 +253,7 @@ class ControlDirectory:
 
     """
     try:
-      os.unlink(instance + mark.value, dir_fd=self._descriptor)
+      os.unlink(instance + mark.value, dir_fd=self.descriptor)
     except OSError as err:
       if err.errno in _NO_SUCH_FILE:
         return False
@@ -240,14 +261,22 @@ class ControlDirectory:
     return True
 
   def _is_reborn(self, instance: str, life: Life) -> bool:
-    try:
-      found = self._lstat(instance + self._suffix)
-    except FileNotFoundError:
-      return False
-    return _life(found) != life
+    """Tells whether all that there is belongs to another life."""
+    found = [
+      self._find(instance + suffix)
+      for suffix in (self._suffix, JOURNAL_COMMANDS)
+    ]
+    lives = [_life(file) for file in found if file is not None]
+    return bool(lives) and life not in lives
 
-  def _lstat(self, name: str) -> os.stat_result:
-    return os.stat(name, dir_fd=self._descriptor, follow_symlinks=False)
+  def _find(self, name: str) -> Optional[os.stat_result]:
+    """Looks at a file, not at what it may link to; None if there is none."""
+    try:
+      return os.stat(name, dir_fd=self.descriptor, follow_symlinks=False)
+    except OSError as err:
+      if err.errno in _NO_SUCH_FILE:
+        return None
+      raise
 
   def _create(self, name: str) -> None:
     os.close(
@@ -255,13 +284,13 @@ class ControlDirectory:
         name,
         os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC,
         _FILE_MODE,
-        dir_fd=self._descriptor,
+        dir_fd=self.descriptor,
       )
     )
 
 
-def _life(socket: os.stat_result) -> Life:
-  return Life(socket.st_ino, socket.st_mtime_ns)
+def _life(found: os.stat_result) -> Life:
+  return Life(found.st_ino, found.st_mtime_ns)
 
 
 def _is_mark(found: os.stat_result) -> bool:

@@ -16,7 +16,7 @@ import signal
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from ganeti.kvmd import ctrldir, monitors, watch
+from ganeti.kvmd import ctrldir, journals, monitors, watch
 
 if TYPE_CHECKING:
   from collections.abc import Callable
@@ -67,7 +67,8 @@ class Daemon:
     self._monitors = monitors.Monitors(
       self._epoll, settings.rule, settings.rescan_interval
     )
-    self._monitors.directory = self._directory
+    self._journals = journals.Journals(settings.rule, self._monitors.appear)
+    self._hand_out_directory()
 
   def close(self) -> None:
     """Lets go of everything, without a verdict on anybody."""
@@ -106,7 +107,7 @@ class Daemon:
     @param limit: the longest to wait, in seconds; None for any time
 
     """
-    due = min(self._next_rescan, self._monitors.due)
+    due = min(self._next_rescan, self._monitors.due, self._journals.due)
     wait = max(0.0, due - time.monotonic())
     if limit is not None:
       wait = min(wait, limit)
@@ -124,6 +125,7 @@ class Daemon:
       self._follow()
       self._rescan()
     self._monitors.run_timers(now)
+    self._journals.run_timers(now)
 
   def _look(self) -> None:
     """Acts on what the watch has seen."""
@@ -135,10 +137,18 @@ class Daemon:
     elif changes.lost:
       self._rescan()
     elif self._directory is not None:
+      for file_name in changes.names | changes.closed:
+        name = self._directory.journaled_by(file_name)
+        if name is not None and file_name in changes.names:
+          self._journals.appear(name)
+        elif name is not None:
+          self._look_at_journal(name)
       for file_name in changes.names:
         name = self._directory.monitored_by(file_name)
         if name is not None:
-          self._monitors.appear(name)
+          self._look_at_journal(name)
+          if not self._has_journal(name):
+            self._monitors.appear(name)
 
   def _follow(self) -> bool:
     """Follows the path of the control directory anew.
@@ -154,12 +164,25 @@ class Daemon:
       self._report(f"cannot use {err.filename}: {err.strerror}")
       self._next_rescan = time.monotonic() + _TROUBLE_INTERVAL
     self._directory = self._find_directory()
-    self._monitors.directory = self._directory
+    self._hand_out_directory()
     if self._directory is not None:
       self._report(f"{self._watch.path} is there now", logging.INFO)
     elif before:
       self._report(f"{self._watch.path} is gone; waiting for it to come back")
     return True
+
+  def _look_at_journal(self, name: str) -> None:
+    """Sees to it that an instance is followed in one way only."""
+    self._journals.look(name)
+    if self._journals.serves(name):
+      self._monitors.drop(name)
+
+  def _has_journal(self, name: str) -> bool:
+    return self._journals.serves(name) or self._journals.expects(name)
+
+  def _hand_out_directory(self) -> None:
+    self._monitors.directory = self._directory
+    self._journals.directory = self._directory
 
   def _find_directory(self) -> Optional[ctrldir.ControlDirectory]:
     if self._watch.directory is None:
@@ -170,14 +193,20 @@ class Daemon:
 
   def _rescan(self) -> None:
     """Looks at everything, as if nothing had been reported."""
-    found: set[str] = set()
+    found = ctrldir.Instances(set(), set())
     if self._directory is not None:
       try:
-        found = self._directory.monitored()
+        found = self._directory.instances()
       except OSError as err:
         self._report(f"cannot list {self._watch.path}: {err.strerror}")
         return
-    self._monitors.rescan(found)
+    self._journals.rescan(found.journaled)
+    for name in found.journaled:
+      if self._journals.serves(name):
+        self._monitors.drop(name)
+    self._monitors.rescan(
+      name for name in found.monitored if not self._has_journal(name)
+    )
     shortage = self._monitors.shortage()
     if shortage:
       self._report(shortage)

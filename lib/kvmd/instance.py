@@ -132,6 +132,23 @@ class Instance:
     self._lifecycle.receive(name, data)
     self.settle(directory)
 
+  def conclude(
+    self,
+    state: lifecycle.Lifecycle,
+    seconds: float,
+    directory: Optional[ControlDirectory],
+  ) -> None:
+    """Gives the verdict on a life of which everything is known.
+
+    @param state: what its events led to
+    @param seconds: how long it lasted
+    @param directory: the control directory; None while it is missing
+
+    """
+    self._lifecycle = state
+    self._started = time.monotonic() - max(0.0, seconds)
+    self.end(directory)
+
   def end(self, directory: Optional[ControlDirectory]) -> None:
     """Gives the verdict, if the life was ever attached."""
     if self._started is None or self._is_over:
@@ -211,19 +228,23 @@ class Instance:
         yield mark, bool(is_wanted)
 
   def _take_over(self, directory: ControlDirectory, life: Life) -> None:
-    """Finds out what marks mean that are there already."""
+    """Finds out what marks mean that are there already, or removes them."""
     try:
       for mark in Mark:
         belongs = directory.has(mark, self.name, life)
         if belongs is None:
           continue
+        if not belongs:
+          directory.remove(mark, self.name)
+          self._log_mark(mark, "removed")
+          continue
         self._marked[mark] = True
         if mark is Mark.POWERDOWN:
-          self._lifecycle.powerdown = self._lifecycle.powerdown or belongs
-        elif belongs and self._lifecycle.announced is None:
+          self._lifecycle.powerdown = True
+        elif self._lifecycle.announced is None:
           self._lifecycle.announced = lifecycle.REMEMBERED
     except OSError as err:
-      self.complain("cannot look for its file %s: %s", err.filename, err)
+      self._complain_of_mark(err)
 
   def _recall_powerdown(self, directory: ControlDirectory) -> None:
     """Sees whether the hypervisor says what QEMU did not say yet.
@@ -239,7 +260,12 @@ class Instance:
         self._lifecycle.powerdown = True
         self._marked[Mark.POWERDOWN] = True
     except OSError as err:
-      self.complain("cannot look for its file %s: %s", err.filename, err)
+      self._complain_of_mark(err)
+
+  def _complain_of_mark(self, err: OSError) -> None:
+    self.complain(
+      "cannot find out about its file %s: %s", err.filename, err.strerror
+    )
 
   def _log_mark(self, mark: Mark, what: str) -> None:
     if mark is not Mark.SHUTDOWN:
@@ -254,3 +280,13 @@ class Instance:
       known = self._is_over or self._lifecycle.announced is not None
       reason = self._lifecycle.outcome.cause if known else "the guest runs"
       self.log("shutdown file %s (%s)", what, reason)
+
+
+def log_fault(name: str, fault: Exception) -> None:
+  """Logs that a fault of the daemon's own came up over an instance."""
+  logging.error(
+    "instance %s: a fault of the daemon, please report it; the instance is"
+    " followed anew at the next rescan",
+    name,
+    exc_info=fault,
+  )

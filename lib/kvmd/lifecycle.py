@@ -96,6 +96,15 @@ REASONS: Mapping[str, Verdict] = {
   "snapshot-load": Verdict.OTHER,
 }
 
+#: What of a C{SHUTDOWN} counts.
+_SHUTDOWN_DATA = ("guest", "reason")
+
+#: The events that are undone by others, which leave no trace themselves.
+_UNDOES: Mapping[str, tuple[str, ...]] = {
+  "RESET": ("POWERDOWN", "SHUTDOWN"),
+  "RESUME": ("STOP", "SHUTDOWN"),
+}
+
 #: The end of a QEMU process that said nothing about it.
 UNANNOUNCED = Outcome(Verdict.KILLED, "no SHUTDOWN")
 
@@ -152,7 +161,7 @@ class Lifecycle:
     self.announced = None
 
   def _shutdown(self, data: Mapping[str, Any]) -> None:
-    if self._rule is Rule.SEQUENCE or not ("guest" in data or "reason" in data):
+    if self._rule is Rule.SEQUENCE or not _has_cause(data):
       if self.announced is None:
         self.announced = self._judge_sequence()
       return
@@ -178,6 +187,52 @@ class Lifecycle:
     if self._stopped:
       return Outcome(Verdict.ADMINISTRATOR, "shutdown while stopped")
     return Outcome(Verdict.USER, "shutdown")
+
+
+class Essence:
+  """The few events that lead to the same state as all that were seen.
+
+  They do so under either rule, and whatever comes after them. However many
+  were seen, no more than four are kept.
+
+  @ivar events: their names and data, in order
+
+  """
+
+  def __init__(self) -> None:
+    self.events: list[tuple[str, dict[str, Any]]] = []
+
+  def receive(self, name: str, data: Mapping[str, Any]) -> None:
+    """Takes account of an event, as L{Lifecycle.receive} does."""
+    if name in _UNDOES:
+      undone = _UNDOES[name]
+      self.events = [event for event in self.events if event[0] not in undone]
+      return
+    if name not in EVENTS:
+      return
+    same = [event for event in self.events if event[0] == name]
+    if same and name != "SHUTDOWN":
+      return
+    if same:
+      if not _has_cause(data) or _reason(data).startswith(_BY_HOST):
+        return
+      # The first counts for the one rule, the last for the other.
+      if len(same) > 1:
+        last = max(i for i, event in enumerate(self.events) if event in same)
+        del self.events[last]
+    kept = {key: _cut(data[key]) for key in _SHUTDOWN_DATA if key in data}
+    self.events.append((name, kept))
+
+
+def _cut(value: Any) -> Any:
+  """Keeps of a value no more than counts, which a hostile one may exceed."""
+  if isinstance(value, str):
+    return value[:_MAX_REASON]
+  return value if isinstance(value, bool) else None
+
+
+def _has_cause(data: Mapping[str, Any]) -> bool:
+  return "guest" in data or "reason" in data
 
 
 def _reason(data: Mapping[str, Any]) -> str:

@@ -116,7 +116,7 @@ class Monitor:
     """Tells whether the connection is to the socket of that name of today.
 
     The number of the inode tells: it is not given out again as long as there
-    are connections through it.
+    are connections through it. Its date may have been changed by hand.
 
     """
     try:
@@ -125,7 +125,10 @@ class Monitor:
       return True
     os.close(opened.descriptor)
     life = self.instance.life
-    return life is not None and opened.life.inode == life.inode
+    if life is None or opened.life.inode != life.inode:
+      return False
+    self.instance.life = opened.life
+    return True
 
   def connect(self, directory: Optional[ControlDirectory]) -> Attempt:
     """Tries to connect to the monitor.

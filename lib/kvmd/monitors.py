@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import heapq
-import logging
 import resource
 import select
 import sys
@@ -120,7 +119,8 @@ class Monitors:
     for name in found:
       self._guard(self._take_up, name)
     for name in self._by_name.keys() - found:
-      self._guard(self._look_after, name)
+      if self._by_name[name].state is monitor.State.APART:
+        self._guard(self._look_after, name)
 
   def drop(self, name: str) -> None:
     """Follows an instance no longer, as it is known of in another way."""
@@ -174,8 +174,7 @@ class Monitors:
 
   def _connect(self, follower: monitor.Monitor) -> None:
     name = follower.instance.name
-    is_new = follower.instance.life is None
-    if is_new and len(self._by_descriptor) >= self._limit - _RESERVED:
+    if follower.instance.life is None and not self._has_room:
       self._crowded.add(name)
       return
     attempt = follower.connect(self.directory)
@@ -189,6 +188,10 @@ class Monitors:
       del self._by_name[name]
     if not follower.instance.is_settled:
       self._unsettled.add(name)
+
+  @property
+  def _has_room(self) -> bool:
+    return len(self._by_descriptor) < self._limit - _RESERVED
 
   def _retry(self, follower: monitor.Monitor) -> None:
     """Connects at once if all was well so far, else later and later."""
@@ -220,7 +223,7 @@ class Monitors:
     if reading is monitor.Reading.END:
       self._disconnect(follower)
       self._retry(follower)
-      if self._crowded:
+      while self._crowded and self._has_room:
         self._take_up(self._crowded.pop())
 
   def _settle(self, name: str) -> None:
@@ -242,12 +245,8 @@ class Monitors:
     """
     try:
       act(name)
-    except Exception:
-      logging.exception(
-        "instance %s: a fault of the daemon, please report it; it is followed"
-        " anew at the next rescan",
-        name,
-      )
+    except Exception as fault:  # noqa: BLE001
+      instance.log_fault(name, fault)
       self.drop(name)
 
 

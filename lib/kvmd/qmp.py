@@ -163,6 +163,11 @@ class Decoder:
     self._depth = 0
     self._in_string = False
 
+  @property
+  def pending(self) -> int:
+    """How many bytes there are of a message that has not ended yet."""
+    return len(self._buffer)
+
   def feed(self, data: bytes) -> Iterator[Message]:
     """Takes the next bytes and gives the messages that end in them.
 

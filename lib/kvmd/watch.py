@@ -47,19 +47,21 @@ _NAME_APPEARS = pyinotify.IN_CREATE | pyinotify.IN_MOVED_TO
 _NAME_VANISHES = pyinotify.IN_DELETE | pyinotify.IN_MOVED_FROM
 _SELF_VANISHES = pyinotify.IN_DELETE_SELF | pyinotify.IN_MOVE_SELF
 _STEP_MASK = _NAME_APPEARS | _NAME_VANISHES | _SELF_VANISHES
-_TARGET_MASK = _NAME_APPEARS | _SELF_VANISHES
+_TARGET_MASK = _NAME_APPEARS | _SELF_VANISHES | pyinotify.IN_CLOSE_WRITE
 
 
 class Changes(NamedTuple):
   """What happened since the last look.
 
   @ivar names: the names that appeared in the directory
+  @ivar closed: the names of files there that were closed after writing
   @ivar path: whether the path may lead elsewhere now: follow it
   @ivar lost: whether the kernel dropped events: look at everything
 
   """
 
   names: set[str]
+  closed: set[str]
   path: bool
   lost: bool
 
@@ -101,6 +103,7 @@ class Watch:
   def read(self) -> Changes:
     """Takes the changes since the last call, if any."""
     names: set[str] = set()
+    closed: set[str] = set()
     path = lost = False
     try:
       data = os.read(self.fileno(), _READ_SIZE)
@@ -122,9 +125,11 @@ class Watch:
       name = os.fsdecode(raw)
       if watch == self._target and mask & _NAME_APPEARS:
         names.add(name)
+      if watch == self._target and mask & pyinotify.IN_CLOSE_WRITE:
+        closed.add(name)
       if name in self._steps.get(watch, ()):
         path = True
-    return Changes(names, path, lost)
+    return Changes(names, closed, path, lost)
 
   def follow(self) -> bool:
     """Follows the path anew and watches whatever there is of it.

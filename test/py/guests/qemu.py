@@ -74,6 +74,8 @@ class Machine:
   paused: bool = False
   #: The daemon's monitor spreads each message over many lines
   pretty: bool = False
+  #: QEMU writes its events down by itself, too
+  journal: bool = False
   #: What the name of the daemon's monitor ends in
   suffix: str = ".kvmd"
   #: Further options for QEMU
@@ -96,6 +98,22 @@ class Machine:
 
 #: With nothing special about it
 PLAIN = Machine()
+
+
+def _prepare_journal(ctrl_dir: pathlib.Path, name: str) -> list[str]:
+  """Do as the hypervisor does and return QEMU's options."""
+  from ganeti.kvmd import ctrldir, journal  # only the build has them
+
+  descriptor = os.open(ctrl_dir, os.O_RDONLY)
+  try:
+    return journal.prepare(
+      ctrldir.ControlDirectory(
+        str(ctrl_dir), descriptor, ctrldir.MONITOR_SUFFIX
+      ),
+      name,
+    )
+  finally:
+    os.close(descriptor)
 
 
 class _Line:
@@ -176,6 +194,9 @@ class Qemu:
     args += ["-serial", "chardev:serial", "-mon", "admin,mode=control"]
     args.append("-qmp-pretty" if machine.pretty else "-qmp")
     args.append(f"unix:{self.monitor},server=on,wait=off")
+
+    if machine.journal:
+      args += _prepare_journal(ctrl_dir, name)
 
     inherited = [line.others.fileno() for line in lines.values()]
     self._process = lifetime.start(

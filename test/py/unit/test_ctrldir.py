@@ -239,7 +239,7 @@ def test_directory_that_was_removed_is_an_error_to_write_in(
   with pytest.raises(FileNotFoundError):
     control.write(mark, "a", LIFE)
   assert control.remove(mark, "a") is False
-  assert control.monitored() == set()
+  assert control.instances().monitored == set()
   assert names(ctrl_dir) == []
 
 
@@ -251,11 +251,11 @@ def test_what_has_a_monitor(ctrl_dir, control, mark):
     (ctrl_dir / other).touch()
   control.write(mark, "b", LIFE)
   for _ in range(2):
-    assert control.monitored() == set(NAMES)
+    assert control.instances().monitored == set(NAMES)
   opened = os.open(ctrl_dir, os.O_RDONLY)
   try:
     other = ControlDirectory(str(ctrl_dir), opened, ".qmp")
-    assert other.monitored() == set(NAMES)
+    assert other.instances().monitored == set(NAMES)
   finally:
     os.close(opened)
 

@@ -10,18 +10,21 @@ import json
 import pytest
 from ganeti.kvmd import lifecycle, qmp
 from ganeti.kvmd.lifecycle import Rule, Verdict
+from histories import (
+  BARE,
+  HISTORIES,
+  POWERDOWN,
+  RESET,
+  RESUME,
+  SIGNAL,
+  STOP,
+  TABLE,
+  UNRELATED,
+  USER,
+  judge,
+)
 from hypothesis import given
 from hypothesis import strategies as st
-
-POWERDOWN = ("POWERDOWN", {})
-RESET = ("RESET", {"guest": True, "reason": "guest-reset"})
-STOP = ("STOP", {})
-RESUME = ("RESUME", {})
-BARE = ("SHUTDOWN", {})
-USER = ("SHUTDOWN", {"guest": True, "reason": "guest-shutdown"})
-SIGNAL = ("SHUTDOWN", {"guest": False, "reason": "host-signal"})
-NOTHING_ELSE = ("RTC_CHANGE", {"offset": 1})
-
 
 def guest_only(guest):
   """A shutdown as QEMU 2.10 to 3.1 announces it."""
@@ -46,27 +49,6 @@ def verdict(events, rule=Rule.CAUSE):
   return outcome(events, rule).verdict
 
 
-# The design's table, row by row.
-TABLE = [
-  ("guest-shutdown", Verdict.USER, Verdict.ADMINISTRATOR),
-  ("guest-reset", Verdict.GUEST_REBOOT, Verdict.GUEST_REBOOT),
-  ("guest-panic", Verdict.GUEST_PANIC, Verdict.GUEST_PANIC),
-  ("host-signal", Verdict.ADMINISTRATOR, Verdict.ADMINISTRATOR),
-  ("host-qmp-quit", Verdict.ADMINISTRATOR, Verdict.ADMINISTRATOR),
-  ("host-ui", Verdict.ADMINISTRATOR, Verdict.ADMINISTRATOR),
-  ("host-qmp-system-reset", Verdict.ADMINISTRATOR, Verdict.ADMINISTRATOR),
-  ("host-error", Verdict.OTHER, Verdict.OTHER),
-  ("subsystem-reset", Verdict.OTHER, Verdict.OTHER),
-  ("snapshot-load", Verdict.OTHER, Verdict.OTHER),
-  ("guest-teleport", Verdict.OTHER, Verdict.OTHER),
-  ("GUEST-SHUTDOWN", Verdict.OTHER, Verdict.OTHER),
-  ("guest-shutdown ", Verdict.OTHER, Verdict.OTHER),
-  ("none", Verdict.OTHER, Verdict.OTHER),
-  ("host", Verdict.OTHER, Verdict.OTHER),
-  ("", Verdict.OTHER, Verdict.OTHER),
-]
-
-
 @pytest.mark.parametrize(("word", "expected", "pending"), TABLE)
 def test_reason(word, expected, pending):
   for guest in True, False:
@@ -89,7 +71,7 @@ def test_cause_after_powerdown():
 
 @pytest.mark.parametrize("rule", Rule)
 @pytest.mark.parametrize(
-  "events", [[], [POWERDOWN], [STOP], [RESET], [RESUME], [NOTHING_ELSE]]
+  "events", [[], [POWERDOWN], [STOP], [RESET], [RESUME], [UNRELATED]]
 )
 def test_end_without_a_word(events, rule):
   assert outcome(events, rule) == (Verdict.KILLED, "no SHUTDOWN")
@@ -133,7 +115,7 @@ SEQUENCES = [
   ([RESUME, STOP, BARE], Verdict.ADMINISTRATOR),
   ([STOP, RESET, BARE], Verdict.ADMINISTRATOR),
   ([STOP, POWERDOWN, RESUME, BARE], Verdict.ADMINISTRATOR),
-  ([NOTHING_ELSE, BARE, NOTHING_ELSE], Verdict.USER),
+  ([UNRELATED, BARE, UNRELATED], Verdict.USER),
   ([BARE, RESET], Verdict.KILLED),
   ([BARE, RESUME], Verdict.KILLED),
   ([BARE, BARE], Verdict.USER),
@@ -245,80 +227,11 @@ def test_announcement_stands_before_the_end():
   assert life.announced is None
 
 
-def _is_cause(data):
-  return "guest" in data or "reason" in data
-
-
-def _is_of_host(data):
-  if "reason" in data:
-    return str(data["reason"]).startswith("host")
-  return data["guest"] is False
-
-
-def expect(history, rule):
-  """The verdict on a history, found by going through it from its end."""
-  shutdowns = []
-  for place in reversed(range(len(history))):
-    name, data = history[place]
-    if name in {"RESET", "RESUME"}:
-      break
-    if name == "SHUTDOWN":
-      shutdowns.append((place, data))
-  if not shutdowns:
-    return Verdict.KILLED
-  with_cause = [
-    found
-    for found in shutdowns[:-1]
-    if rule is Rule.CAUSE and _is_cause(found[1]) and not _is_of_host(found[1])
-  ]
-  place, data = (with_cause or shutdowns[-1:])[0]
-  is_asked = is_stopped = False
-  for name, _ in reversed(history[:place]):
-    if name == "RESET":
-      break
-    is_asked = is_asked or name == "POWERDOWN"
-  for name, _ in reversed(history[:place]):
-    if name in {"STOP", "RESUME"}:
-      is_stopped = name == "STOP"
-      break
-  if rule is Rule.SEQUENCE or not _is_cause(data):
-    if is_asked or is_stopped:
-      return Verdict.ADMINISTRATOR
-    return Verdict.USER
-  if "reason" not in data:
-    if data["guest"] is False:
-      return Verdict.ADMINISTRATOR
-    word = "guest-shutdown" if data["guest"] is True else None
-  else:
-    word = data["reason"]
-  for known, alone, pending in TABLE:
-    if word == known:
-      return pending if is_asked else alone
-  return Verdict.OTHER
-
-
-SHUTDOWNS = (
-  st.just({})
-  | st.sampled_from([True, False, None, 1, "true"]).map(
-    lambda guest: {"guest": guest}
-  )
-  | st.tuples(
-    st.booleans(), st.sampled_from([row[0] for row in TABLE] + [None, 7, []])
-  ).map(lambda pair: {"guest": pair[0], "reason": pair[1]})
-).map(lambda data: ("SHUTDOWN", data))
-# More of what decides than of what does not.
-HISTORIES = st.lists(
-  st.sampled_from([POWERDOWN, STOP, RESET, RESUME, NOTHING_ELSE, USER])
-  | SHUTDOWNS,
-  max_size=9,
-)
-
-
 @pytest.mark.parametrize("rule", Rule)
 def test_any_history(rule):
   @given(HISTORIES)
   def check(history):
-    assert verdict(history, rule) is expect(history, rule)
+    assert verdict(history, rule) is judge(history, rule)
 
   check()
 
@@ -340,3 +253,72 @@ def test_powerdown_is_never_taken_for_the_user(history):
 @given(HISTORIES)
 def test_reset_makes_a_user_free_again(history):
   assert verdict([*history, RESET, USER]) is Verdict.USER
+
+
+# --- The essence of a history ---
+
+
+@pytest.mark.parametrize("rule", Rule)
+def test_essence_leads_to_the_same_whatever_comes_after_it(rule):
+  @given(HISTORIES, HISTORIES)
+  def check(before, after):
+    essence = lifecycle.Essence()
+    for name, data in before:
+      essence.receive(name, data)
+    # It is kept as JSON.
+    events = [tuple(event) for event in json.loads(json.dumps(essence.events))]
+    assert outcome(events + after, rule) == outcome(before + after, rule)
+    whole = lifecycle.Lifecycle(rule)
+    short = lifecycle.Lifecycle(rule)
+    for name, data in before:
+      whole.receive(name, data)
+    for name, data in events:
+      short.receive(name, data)
+    assert short.powerdown == whole.powerdown
+    assert short.announced == whole.announced
+
+  check()
+
+
+@given(st.lists(HISTORIES, max_size=9))
+def test_essence_is_short(histories):
+  essence = lifecycle.Essence()
+  for history in histories:
+    for name, data in history:
+      essence.receive(name, data)
+      assert len(essence.events) <= 4
+
+
+def test_essence_of_an_essence_is_itself():
+  @given(HISTORIES, HISTORIES)
+  def check(before, after):
+    whole = lifecycle.Essence()
+    for name, data in before + after:
+      whole.receive(name, data)
+    first = lifecycle.Essence()
+    for name, data in before:
+      first.receive(name, data)
+    second = lifecycle.Essence()
+    for name, data in first.events + after:
+      second.receive(name, data)
+    assert second.events == whole.events
+
+  check()
+
+
+@pytest.mark.parametrize(
+  "data",
+  [
+    {"reason": "x" * 10**6, "guest": True},
+    {"reason": ["x" * 1000] * 1000},
+    {"guest": {str(number): number for number in range(10000)}},
+    {"reason": "guest-shutdown", "guest": True, "more": "x" * 10**6},
+  ],
+  ids=range(4),
+)
+def test_essence_of_hostile_data_is_small_and_the_same(data):
+  essence = lifecycle.Essence()
+  essence.receive("SHUTDOWN", data)
+  assert len(json.dumps(essence.events)) < 1000
+  for rule in Rule:
+    assert outcome(essence.events, rule) == outcome([("SHUTDOWN", data)], rule)

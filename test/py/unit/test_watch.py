@@ -10,12 +10,13 @@ import os
 import pathlib
 import select
 import shutil
+import signal
 import tempfile
 
 import forked
 import pytest
 from ganeti.kvmd import watch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 
@@ -24,6 +25,7 @@ class Eye:
 
   @ivar trouble: what came of following it last; None if nothing
   @ivar names: what was seen to appear in the directory
+  @ivar closed: what was seen to be closed there
   @ivar lost: how often events were lost
 
   """
@@ -33,6 +35,7 @@ class Eye:
     self.watch = watch.Watch(self.path)
     self.trouble = None
     self.names = set()
+    self.closed = set()
     self.lost = 0
     self.follow()
 
@@ -53,8 +56,10 @@ class Eye:
         self.lost += 1
       if (changes.path or changes.lost) and self.follow():
         self.names.clear()
+        self.closed.clear()
       else:
         self.names |= changes.names
+        self.closed |= changes.closed
 
   def sees(self, directory):
     """Tells whether the path leads to a directory that new names are seen in."""
@@ -123,7 +128,39 @@ def test_only_new_names_are_told(ctrl_dir, eye):
   (ctrl_dir / "sub" / "deeper").touch()
   seen.look()
   assert seen.names == {"new", "gone", "sub"}
-  assert seen.watch.read() == (set(), False, False)
+  assert seen.watch.read() == (set(), set(), False, False)
+
+
+def test_only_files_that_could_be_written_are_told_when_closed(ctrl_dir, eye):
+  for name in "read", "written", "open", "removed":
+    (ctrl_dir / name).touch()
+  seen = eye(ctrl_dir)
+  with open(ctrl_dir / "open", "w") as stays_open:
+    stays_open.write("text")
+    stays_open.flush()
+    (ctrl_dir / "read").read_text()
+    (ctrl_dir / "written").open("a").close()
+    with open(ctrl_dir / "removed", "a"):
+      (ctrl_dir / "removed").unlink()
+    seen.look()
+    assert seen.closed - {"removed"} == {"written"}
+    assert seen.names == set()
+  seen.look()
+  assert "open" in seen.closed
+
+
+def test_file_is_closed_when_its_writer_is_killed(ctrl_dir, eye):
+  seen = eye(ctrl_dir)
+
+  def write_and_die():
+    stays_open = open(ctrl_dir / "journal", "w")
+    stays_open.write("text")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+  with pytest.raises(AssertionError):
+    forked.run(write_and_die)
+  seen.look()
+  assert seen.closed == {"journal"}
 
 
 def test_name_of_any_bytes(ctrl_dir, eye):
@@ -473,7 +510,6 @@ def act(base, action, *places):
 
 
 def test_whatever_happens_to_the_path(scratch):
-  @settings(max_examples=150)
   @given(st.sampled_from(["a", "a/c"]), st.lists(ACTIONS, max_size=14))
   def check(path, actions):
     base = tempfile.mkdtemp(dir=scratch)

@@ -1,0 +1,227 @@
+# Copyright (C) 2026 the ganeti-kvmd developers
+# SPDX-License-Identifier: BSD-2-Clause
+
+"""All journals of the node: when to read them, and what to do about it.
+
+As long as a QEMU writes its journal there is nothing to do but to keep it
+short. It is read when it is closed; and those that were closed while no daemon
+ran are read at the start.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from ganeti.kvmd import instance, journal, lifecycle
+
+if TYPE_CHECKING:
+  from collections.abc import Callable, Iterable
+  from typing import Optional
+
+  from ganeti.kvmd.ctrldir import ControlDirectory, Life
+
+#: Seconds that a QEMU may take from making its sockets to opening its journal.
+_PATIENCE = 1.0
+
+#: Seconds after which it is tried again to mark an instance.
+_SETTLING_INTERVAL = 1.0
+
+
+class Journals:
+  """Follows instances by their journals.
+
+  @ivar directory: the control directory; None while it is missing
+
+  """
+
+  def __init__(
+    self, rule: lifecycle.Rule, on_absent: Callable[[str], None]
+  ) -> None:
+    """Follows nothing yet.
+
+    @param rule: how a shutdown is judged
+    @param on_absent: called with the name of an instance if no QEMU came to
+      write its journal after all
+
+    """
+    self.directory: Optional[ControlDirectory] = None
+    self._rule = rule
+    self._on_absent = on_absent
+    self._served: dict[str, instance.Instance] = {}
+    # Instances whose journal is there and not open yet, and how long that is
+    # no wonder, by the monotonic clock.
+    self._expected: dict[str, float] = {}
+    # Instances whose journal is of no use.
+    self._distrusted: set[str] = set()
+    # Instances whose verdict could not be delivered.
+    self._unsettled: dict[str, instance.Instance] = {}
+    self._next_settling = 0.0
+
+  @property
+  def due(self) -> float:
+    """When L{run_timers} is to be called, by the monotonic clock."""
+    due = min(self._expected.values(), default=float("inf"))
+    return min(due, self._next_settling) if self._unsettled else due
+
+  def serves(self, name: str) -> bool:
+    """Tells whether an instance's QEMU keeps a journal."""
+    return name in self._served
+
+  def expects(self, name: str) -> bool:
+    """Tells whether an instance's QEMU is about to keep a journal."""
+    return name in self._expected
+
+  def appear(self, name: str) -> None:
+    """Takes note that an instance has a new journal."""
+    self._distrusted.discard(name)
+    self._guard(self._look, name)
+
+  def look(self, name: str) -> None:
+    """Takes note that an instance's journal may have been closed."""
+    self._guard(self._look, name)
+
+  def rescan(self, names: Iterable[str]) -> None:
+    """Looks at all journals.
+
+    @param names: the names of the instances that have one
+
+    """
+    found = set(names)
+    for known in (self._served, self._expected):
+      for name in known.keys() - found:
+        del known[name]
+    self._distrusted &= found
+    for name in found:
+      self._guard(self._look, name)
+      if name in self._served:
+        self._guard(self._condense, name)
+
+  def run_timers(self, now: float) -> None:
+    """Does what is due.
+
+    @param now: seconds of the monotonic clock
+
+    """
+    for name, deadline in list(self._expected.items()):
+      if deadline <= now:
+        self._guard(self._look, name)
+        if self._expected.pop(name, None) is not None:
+          self._on_absent(name)
+    if self._unsettled and now >= self._next_settling:
+      self._next_settling = now + _SETTLING_INTERVAL
+      for name in list(self._unsettled):
+        self._guard(self._settle, name)
+
+  def _look(self, name: str) -> None:
+    """Finds out about an instance's journal, and reads it if it is closed."""
+    if self.directory is None or name in self._distrusted:
+      return
+    try:
+      with journal.opened(self.directory, name) as found:
+        if found.is_being_written:
+          self._serve(name)
+        else:
+          self._read(name, found)
+    except FileNotFoundError:
+      self._served.pop(name, None)
+      self._expected.pop(name, None)
+    except journal.JournalError as err:
+      self._distrust(name, err)
+
+  def _read(self, name: str, found: journal.Journal) -> None:
+    """Reads a journal that nobody writes."""
+    unsettled = self._unsettled.get(name)
+    if unsettled is not None and unsettled.life == found.life:
+      return
+    try:
+      record = found.replay(self._rule)
+    except journal.JournalError as err:
+      state = lifecycle.Lifecycle(self._rule)
+      state.announced = lifecycle.Outcome(
+        lifecycle.Verdict.UNKNOWN, f"its journal is of no use: {err}"
+      )
+      self._judge(name, found.life, state, time.time())
+      return
+    if record.version:
+      self._judge(name, found.life, record.lifecycle, record.ended)
+    else:
+      self._expected.setdefault(name, time.monotonic() + _PATIENCE)
+
+  def _serve(self, name: str) -> None:
+    self._expected.pop(name, None)
+    if name not in self._served:
+      self._served[name] = instance.Instance(name, self._rule)
+      self._served[name].log(
+        "its QEMU keeps a journal, and is not connected to"
+      )
+
+  def _judge(
+    self,
+    name: str,
+    life: Life,
+    state: lifecycle.Lifecycle,
+    ended: float,
+  ) -> None:
+    """Gives the verdict on an instance whose QEMU has ended.
+
+    @param ended: when it said its last word, in seconds since the epoch
+
+    """
+    self._expected.pop(name, None)
+    known = self._served.pop(name, None)
+    if known is None:
+      known = instance.Instance(name, self._rule)
+    # A process that was killed says nothing at its end, which was later then.
+    if state.announced is None:
+      ended = time.time()
+    known.begin(life)
+    known.conclude(state, ended - life.born / 1e9, self.directory)
+    self._unsettled[name] = known
+    self._settle(name)
+
+  def _settle(self, name: str) -> None:
+    """Delivers a verdict; after that the journal is of no use any more."""
+    known = self._unsettled[name]
+    known.settle(self.directory)
+    if known.is_settled:
+      del self._unsettled[name]
+      if self.directory is not None:
+        journal.remove(self.directory, name)
+
+  def _distrust(self, name: str, err: journal.JournalError) -> None:
+    """Does without a journal that something is wrong with."""
+    self._distrusted.add(name)
+    self._expected.pop(name, None)
+    self._served.pop(name, None)
+    instance.Instance(name, self._rule).complain(
+      "its journal is of no use: %s; listening to its monitor instead", err
+    )
+    self._on_absent(name)
+
+  def _condense(self, name: str) -> None:
+    """Keeps a journal short."""
+    if self.directory is None:
+      return
+    try:
+      with journal.opened(self.directory, name) as found:
+        found.condense(self._rule)
+    except FileNotFoundError:
+      return
+    except journal.JournalError as err:
+      self._distrust(name, err)
+    except OSError as err:
+      self._served[name].complain(
+        "cannot keep its journal short (%s): it grows as long as it runs",
+        err.strerror,
+      )
+
+  def _guard(self, act: Callable[[str], None], name: str) -> None:
+    """Does something for an instance, so that a fault harms no other."""
+    try:
+      act(name)
+    except Exception as fault:  # noqa: BLE001
+      instance.log_fault(name, fault)
+      for known in (self._served, self._expected, self._unsettled):
+        known.pop(name, None)
+      self._distrusted.add(name)
