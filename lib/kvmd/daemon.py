@@ -11,12 +11,13 @@ look. The loop decides who is to act; what it means is decided elsewhere.
 from __future__ import annotations
 
 import logging
+import os
 import select
 import signal
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from ganeti.kvmd import ctrldir, journals, monitors, watch
+from ganeti.kvmd import ctrldir, exits, journals, monitors, watch
 
 if TYPE_CHECKING:
   from collections.abc import Callable
@@ -63,16 +64,27 @@ class Daemon:
     self._trouble = ""
     self._next_rescan = time.monotonic()
     self._epoll = select.epoll()
-    self._epoll.register(self._watch.fileno(), select.EPOLLIN)
+    # The names of the instances by the processes of their QEMUs.
+    self._processes: dict[int, str] = {}
+    self._exits = _listen_for_exits()
+    self._handlers = {self._watch.fileno(): self._look}
+    if self._exits is not None:
+      self._handlers[self._exits.fileno()] = self._report_exits
+    for descriptor in self._handlers:
+      self._epoll.register(descriptor, select.EPOLLIN)
     self._monitors = monitors.Monitors(
-      self._epoll, settings.rule, settings.rescan_interval
+      self._epoll, settings.rule, settings.rescan_interval, self._processes
     )
-    self._journals = journals.Journals(settings.rule, self._monitors.appear)
+    self._journals = journals.Journals(
+      settings.rule, self._monitors.appear, self._processes
+    )
     self._hand_out_directory()
 
   def close(self) -> None:
     """Lets go of everything, without a verdict on anybody."""
     self._monitors.close()
+    if self._exits is not None:
+      self._exits.close()
     self._epoll.close()
     self._watch.close()
 
@@ -113,12 +125,14 @@ class Daemon:
       wait = min(wait, limit)
     # Monitors come before names: what an instance has said belongs before
     # what a new one of its name does.
-    has_changes = False
-    for descriptor, _ in self._epoll.poll(wait):
-      if not self._monitors.read(descriptor):
-        has_changes = has_changes or descriptor == self._watch.fileno()
-    if has_changes:
-      self._look()
+    others = [
+      descriptor
+      for descriptor, _ in self._epoll.poll(wait)
+      if not self._monitors.read(descriptor)
+    ]
+    for descriptor in others:
+      if descriptor in self._handlers:
+        self._handlers[descriptor]()
     now = time.monotonic()
     if now >= self._next_rescan:
       self._next_rescan = now + self._settings.rescan_interval
@@ -149,6 +163,16 @@ class Daemon:
           self._look_at_journal(name)
           if not self._has_journal(name):
             self._monitors.appear(name)
+
+  def _report_exits(self) -> None:
+    """Logs how QEMUs ended that could not say it themselves."""
+    assert self._exits is not None
+    for end in self._exits.read():
+      name = self._processes.pop(end.process, None)
+      if name is not None:
+        logging.info(
+          "instance %s: its process %d %s", name, end.process, end.how
+        )
 
   def _follow(self) -> bool:
     """Follows the path of the control directory anew.
@@ -207,6 +231,9 @@ class Daemon:
     self._monitors.rescan(
       name for name in found.monitored if not self._has_journal(name)
     )
+    for process in list(self._processes):
+      if not os.path.exists(f"/proc/{process}"):
+        del self._processes[process]
     shortage = self._monitors.shortage()
     if shortage:
       self._report(shortage)
@@ -216,3 +243,15 @@ class Daemon:
     if text != self._trouble:
       self._trouble = text
       logging.log(level, "%s", text)
+
+
+def _listen_for_exits() -> Optional[exits.Exits]:
+  try:
+    return exits.Exits()
+  except OSError as err:
+    logging.info(
+      "cannot learn how QEMUs end that are killed (%s): that takes root, and a"
+      " kernel with a process connector, outside of containers",
+      err.strerror,
+    )
+    return None

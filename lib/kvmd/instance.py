@@ -40,6 +40,7 @@ class Instance:
 
   @ivar name: its name
   @ivar life: the life that is followed; None if there is none
+  @ivar process: the number of its QEMU; 0 until that is known
   @ivar is_settled: whether the marks could be left as they are to be
 
   """
@@ -55,6 +56,7 @@ class Instance:
     "is_settled",
     "life",
     "name",
+    "process",
   )
 
   def __init__(self, name: str, rule: lifecycle.Rule) -> None:
@@ -74,6 +76,7 @@ class Instance:
     # it was not touched yet.
     self._marked: dict[Mark, bool] = {}
     self.is_settled = True
+    self.process = 0
     # How often the shutdown file was written or removed.
     self._changes = 0
     # The verdict was given. What is left to do is to deliver it.
@@ -90,6 +93,7 @@ class Instance:
 
     """
     self._complaint = ""
+    self.process = process
     if self._started is not None:
       self.log("attached to QEMU %s again", version)
       return

@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from ganeti.kvmd import instance, journal, lifecycle
+from ganeti.kvmd import instance, journal, lifecycle, monitor
 
 if TYPE_CHECKING:
   from collections.abc import Callable, Iterable
@@ -36,18 +36,24 @@ class Journals:
   """
 
   def __init__(
-    self, rule: lifecycle.Rule, on_absent: Callable[[str], None]
+    self,
+    rule: lifecycle.Rule,
+    on_absent: Callable[[str], None],
+    processes: dict[int, str],
   ) -> None:
     """Follows nothing yet.
 
     @param rule: how a shutdown is judged
     @param on_absent: called with the name of an instance if no QEMU came to
       write its journal after all
+    @param processes: where to note the names of the instances by the processes
+      of their QEMUs
 
     """
     self.directory: Optional[ControlDirectory] = None
     self._rule = rule
     self._on_absent = on_absent
+    self._processes = processes
     self._served: dict[str, instance.Instance] = {}
     # Instances whose journal is there and not open yet, and how long that is
     # no wonder, by the monotonic clock.
@@ -120,7 +126,7 @@ class Journals:
     try:
       with journal.opened(self.directory, name) as found:
         if found.is_being_written:
-          self._serve(name)
+          self._serve(name, self.directory)
         else:
           self._read(name, found)
     except FileNotFoundError:
@@ -148,13 +154,15 @@ class Journals:
     else:
       self._expected.setdefault(name, time.monotonic() + _PATIENCE)
 
-  def _serve(self, name: str) -> None:
+  def _serve(self, name: str, directory: ControlDirectory) -> None:
     self._expected.pop(name, None)
-    if name not in self._served:
-      self._served[name] = instance.Instance(name, self._rule)
-      self._served[name].log(
-        "its QEMU keeps a journal, and is not connected to"
-      )
+    known = self._served.get(name)
+    if known is None:
+      known = self._served[name] = instance.Instance(name, self._rule)
+      known.log("its QEMU keeps a journal, and is not connected to")
+    if not known.process:
+      known.process = monitor.find_process(directory, name)
+      self._processes[known.process] = name
 
   def _judge(
     self,

@@ -113,22 +113,13 @@ class Monitor:
     return self._socket.fileno()
 
   def is_meant(self, directory: ControlDirectory) -> bool:
-    """Tells whether the connection is to the socket of that name of today.
-
-    The number of the inode tells: it is not given out again as long as there
-    are connections through it. Its date may have been changed by hand.
-
-    """
+    """Tells whether the connection is to the socket of that name of today."""
     try:
       opened = directory.open_monitor(self.instance.name)
     except OSError:
       return True
     os.close(opened.descriptor)
-    life = self.instance.life
-    if life is None or opened.life.inode != life.inode:
-      return False
-    self.instance.life = opened.life
-    return True
+    return opened.life == self.instance.life
 
   def connect(self, directory: Optional[ControlDirectory]) -> Attempt:
     """Tries to connect to the monitor.
@@ -236,13 +227,14 @@ class Monitor:
   def _answered(
     self, reply: qmp.Reply, directory: Optional[ControlDirectory]
   ) -> None:
+    assert self._socket is not None
     if self.state is State.GREETED:
       if reply.error is not None:
         self.instance.complain(
           "QEMU may send no events: %s", reply.error[:_MAX_QUOTE]
         )
       self.state = State.ATTACHED
-      self.instance.attach(self._version, self._process(), directory)
+      self.instance.attach(self._version, _process(self._socket), directory)
       if self.instance.is_remembered:
         # The guest may have been reset or resumed since then: QEMU knows.
         self._send(qmp.QUERY_STATUS)
@@ -254,15 +246,6 @@ class Monitor:
     ):
       self.instance.forget(directory)
 
-  def _process(self) -> int:
-    """Returns the process that listens on the monitor."""
-    assert self._socket is not None
-    packed = self._socket.getsockopt(
-      socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size
-    )
-    process, _, _ = _CREDENTIALS.unpack(packed)
-    return int(process)
-
   def _send(self, command: bytes) -> None:
     assert self._socket is not None
     try:
@@ -270,6 +253,30 @@ class Monitor:
     except OSError:
       # The end of the connection; it shows when what came before it is read.
       pass
+
+
+def find_process(directory: ControlDirectory, name: str) -> int:
+  """Returns the process that listens on an instance's monitor; 0 if none."""
+  try:
+    opened = directory.open_monitor(name)
+  except OSError:
+    return 0
+  try:
+    with _connect(opened.descriptor) as connection:
+      return _process(connection)
+  except OSError:
+    return 0
+  finally:
+    os.close(opened.descriptor)
+
+
+def _process(connection: socket.socket) -> int:
+  """Returns the process at the other end."""
+  packed = connection.getsockopt(
+    socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size
+  )
+  process, _, _ = _CREDENTIALS.unpack(packed)
+  return int(process)
 
 
 def _connect(descriptor: int) -> socket.socket:

@@ -53,6 +53,7 @@ class Monitors:
     epoll: select.epoll,
     rule: lifecycle.Rule,
     longest_delay: float,
+    processes: dict[int, str],
   ) -> None:
     """Follows nothing yet.
 
@@ -60,12 +61,15 @@ class Monitors:
     @param rule: how a shutdown is judged
     @param longest_delay: after more seconds than that L{rescan} is called
       anyway
+    @param processes: where to note the names of the instances by the processes
+      of their QEMUs
 
     """
     self.directory: Optional[ControlDirectory] = None
     self._epoll = epoll
     self._rule = rule
     self._longest_delay = longest_delay
+    self._processes = processes
     self._limit = _raise_descriptor_limit()
     self._by_name: dict[str, monitor.Monitor] = {}
     self._by_descriptor: dict[int, monitor.Monitor] = {}
@@ -217,7 +221,10 @@ class Monitors:
 
   def _read(self, name: str) -> None:
     follower = self._by_name[name]
+    before = follower.state
     reading = follower.read(self.directory)
+    if follower.state is not before:
+      self._processes[follower.instance.process] = name
     if not follower.instance.is_settled:
       self._unsettled.add(name)
     if reading is monitor.Reading.END:
