@@ -60,11 +60,13 @@ class Instances(NamedTuple):
 
   @ivar monitored: those with a monitor
   @ivar journaled: those with a journal
+  @ivar marked: those with a mark
 
   """
 
   monitored: set[str]
   journaled: set[str]
+  marked: set[str]
 
 
 class Life(NamedTuple):
@@ -155,16 +157,13 @@ class ControlDirectory:
     @raise OSError: if the directory cannot be read
 
     """
-    found = Instances(set(), set())
     # Plain names: an object for each entry would take five times as long.
-    for name in os.listdir(self.descriptor):
-      instance = self.monitored_by(name)
-      if instance is not None:
-        found.monitored.add(instance)
-      instance = self.journaled_by(name)
-      if instance is not None:
-        found.journaled.add(instance)
-    return found
+    names = os.listdir(self.descriptor)
+    return Instances(
+      _begins_of(names, self._suffix),
+      _begins_of(names, JOURNAL_EVENTS),
+      set().union(*(_begins_of(names, mark.value) for mark in Mark)),
+    )
 
   def open_monitor(self, instance: str) -> OpenMonitor:
     """Takes hold of an instance's monitor without connecting to it.
@@ -262,12 +261,14 @@ class ControlDirectory:
 
   def _is_reborn(self, instance: str, life: Life) -> bool:
     """Tells whether all that there is belongs to another life."""
-    found = [
-      self._find(instance + suffix)
-      for suffix in (self._suffix, JOURNAL_COMMANDS)
-    ]
-    lives = [_life(file) for file in found if file is not None]
-    return bool(lives) and life not in lives
+    has_another = False
+    for suffix in (self._suffix, JOURNAL_COMMANDS):
+      found = self._find(instance + suffix)
+      if found is not None:
+        if _life(found) == life:
+          return False
+        has_another = True
+    return has_another
 
   def _find(self, name: str) -> Optional[os.stat_result]:
     """Looks at a file, not at what it may link to; None if there is none."""
@@ -298,3 +299,12 @@ def _is_mark(found: os.stat_result) -> bool:
   return (
     stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and not found.st_size
   )
+
+
+def _begins_of(names: list[str], ending: str) -> set[str]:
+  """Returns what stands in front of an ending, where something does."""
+  return {
+    name[: -len(ending)]
+    for name in names
+    if name.endswith(ending) and name != ending
+  }

@@ -217,7 +217,7 @@ class Daemon:
 
   def _rescan(self) -> None:
     """Looks at everything, as if nothing had been reported."""
-    found = ctrldir.Instances(set(), set())
+    found = ctrldir.Instances(set(), set(), set())
     if self._directory is not None:
       try:
         found = self._directory.instances()
@@ -229,7 +229,8 @@ class Daemon:
       if self._journals.serves(name):
         self._monitors.drop(name)
     self._monitors.rescan(
-      name for name in found.monitored if not self._has_journal(name)
+      (name for name in found.monitored if not self._has_journal(name)),
+      found.marked,
     )
     for process in list(self._processes):
       if not os.path.exists(f"/proc/{process}"):

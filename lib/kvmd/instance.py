@@ -40,6 +40,7 @@ class Instance:
 
   @ivar name: its name
   @ivar life: the life that is followed; None if there is none
+  @ivar may_be_marked: whether marks may be there that were not looked at
   @ivar process: the number of its QEMU; 0 until that is known
   @ivar is_settled: whether the marks could be left as they are to be
 
@@ -55,6 +56,7 @@ class Instance:
     "_started",
     "is_settled",
     "life",
+    "may_be_marked",
     "name",
     "process",
   )
@@ -77,6 +79,7 @@ class Instance:
     self._marked: dict[Mark, bool] = {}
     self.is_settled = True
     self.process = 0
+    self.may_be_marked = True
     # How often the shutdown file was written or removed.
     self._changes = 0
     # The verdict was given. What is left to do is to deliver it.
@@ -101,7 +104,7 @@ class Instance:
     age = max(0.0, time.time() - self.life.born / 1e9)
     self._started = time.monotonic() - age
     self.log("attached to QEMU %s, process %d", version, process)
-    if directory is not None:
+    if directory is not None and self.may_be_marked:
       self._take_over(directory, self.life)
       self.settle(directory)
 
@@ -226,7 +229,8 @@ class Instance:
       done = self._marked.get(mark)
       # What was never touched and is not wanted may be anything, as long as
       # there is nothing to be said about the life.
-      if done is None and not is_wanted and not (announced or self._is_over):
+      has_word = self._is_over or (announced and mark is Mark.SHUTDOWN)
+      if done is None and not is_wanted and not has_word:
         continue
       if bool(is_wanted) is not done:
         yield mark, bool(is_wanted)

@@ -30,6 +30,23 @@ _PRIORITIES = {
 class _Formatter(logging.Formatter):
   """Formats lines that hold what others have said."""
 
+  def __init__(self, form: str) -> None:
+    super().__init__(form)
+    self._second = 0
+    self._time = ""
+
+  def formatTime(
+    self,
+    record: logging.LogRecord,
+    datefmt: Optional[str] = None,  # noqa: ARG002
+  ) -> str:
+    # Many lines are of one second; to write it out takes longer than the rest.
+    second = int(record.created)
+    if second != self._second:
+      self._second = second
+      self._time = super().formatTime(record, "%Y-%m-%d %H:%M:%S")
+    return "%s,%03d" % (self._time, record.msecs)
+
   def formatMessage(self, record: logging.LogRecord) -> str:
     return _escape(super().formatMessage(record))
 

@@ -17,6 +17,7 @@ import enum
 import errno
 import math
 import os
+import select
 import socket
 import struct
 import time
@@ -119,7 +120,21 @@ class Monitor:
     except OSError:
       return True
     os.close(opened.descriptor)
+    life = self.instance.life
+    if (
+      life is not None
+      and opened.life.inode == life.inode
+      and not self._has_hung_up()
+    ):
+      # As long as QEMU holds its end, the inode's number is not given out
+      # again: it is the same socket, though somebody may have touched it.
+      self.instance.life = opened.life
     return opened.life == self.instance.life
+
+  def _has_hung_up(self) -> bool:
+    poller = select.poll()
+    poller.register(self.fileno(), 0)
+    return bool(poller.poll(0))
 
   def connect(self, directory: Optional[ControlDirectory]) -> Attempt:
     """Tries to connect to the monitor.

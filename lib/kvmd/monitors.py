@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from ganeti.kvmd import instance, monitor
 
 if TYPE_CHECKING:
-  from collections.abc import Callable, Iterable
+  from collections.abc import Callable, Container, Iterable
   from typing import Optional
 
   from ganeti.kvmd import lifecycle
@@ -112,16 +112,20 @@ class Monitors:
       self._by_name[name].attempts = 0
     self._guard(self._take_up, name)
 
-  def rescan(self, names: Iterable[str]) -> None:
+  def rescan(self, names: Iterable[str], marked: Container[str]) -> None:
     """Sees to it that all instances are followed that have a monitor.
 
     @param names: the names of these instances
+    @param marked: the names of the instances that have a mark
 
     """
     found = set(names)
     self._crowded.clear()
     for name in found:
+      is_new = name not in self._by_name
       self._guard(self._take_up, name)
+      if is_new and name in self._by_name:
+        self._by_name[name].instance.may_be_marked = name in marked
     for name in self._by_name.keys() - found:
       if self._by_name[name].state is monitor.State.APART:
         self._guard(self._look_after, name)
