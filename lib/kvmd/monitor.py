@@ -235,7 +235,7 @@ class Monitor:
   def _greeted(self, greeting: qmp.Greeting) -> None:
     if self.state is State.ATTACHED:
       raise qmp.ProtocolError("a second greeting")
-    self._version = greeting.version
+    self._version = greeting.version or "of unknown version"
     self.state = State.GREETED
     self._send(qmp.CAPABILITIES)
 
