@@ -11,13 +11,12 @@ look. The loop decides who is to act; what it means is decided elsewhere.
 from __future__ import annotations
 
 import logging
-import os
 import select
 import signal
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from ganeti.kvmd import ctrldir, exits, journals, monitors, watch
+from ganeti.kvmd import ctrldir, exits, journals, monitors, processes, watch
 
 if TYPE_CHECKING:
   from collections.abc import Callable
@@ -233,7 +232,7 @@ class Daemon:
       found.marked,
     )
     for process in list(self._processes):
-      if not os.path.exists(f"/proc/{process}"):
+      if not processes.is_alive(process):
         del self._processes[process]
     shortage = self._monitors.shortage()
     if shortage:

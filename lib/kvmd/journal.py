@@ -154,6 +154,19 @@ def is_being_written(directory: ControlDirectory, name: str) -> bool:
     return False
 
 
+def is_long(directory: ControlDirectory, name: str) -> bool:
+  """Tells whether it is worth while to condense an instance's journal."""
+  try:
+    found = os.stat(
+      name + JOURNAL_EVENTS,
+      dir_fd=directory.descriptor,
+      follow_symlinks=False,
+    )
+  except OSError:
+    return False
+  return found.st_blocks * 512 >= _DIGEST_SIZE
+
+
 @contextlib.contextmanager
 def opened(directory: ControlDirectory, name: str) -> Iterator[Journal]:
   """Opens an instance's journal.
@@ -228,15 +241,13 @@ class Journal:
       return self._replay(rule, after)
 
   def condense(self, rule: lifecycle.Rule) -> None:
-    """Gives back what is not needed any more, if that is worth while.
+    """Gives back what is not needed any more.
 
     @param rule: how a shutdown is judged
     @raise JournalError: if there is something else in it than QEMU's events
     @raise OSError: if the file system does not take part
 
     """
-    if os.fstat(self._events).st_blocks * 512 < _DIGEST_SIZE:
-      return
     digest = self.replay(rule).digest
     with _create(self._directory, self._name + JOURNAL_NEW_DIGEST) as file:
       file.write(json.dumps(digest).encode("ascii"))

@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from ganeti.kvmd import instance, journal, lifecycle, monitor
+from ganeti.kvmd import instance, journal, lifecycle, monitor, processes
 
 if TYPE_CHECKING:
   from collections.abc import Callable, Iterable
@@ -39,21 +39,21 @@ class Journals:
     self,
     rule: lifecycle.Rule,
     on_absent: Callable[[str], None],
-    processes: dict[int, str],
+    names: dict[int, str],
   ) -> None:
     """Follows nothing yet.
 
     @param rule: how a shutdown is judged
     @param on_absent: called with the name of an instance if no QEMU came to
       write its journal after all
-    @param processes: where to note the names of the instances by the processes
+    @param names: where to note the names of the instances by the processes
       of their QEMUs
 
     """
     self.directory: Optional[ControlDirectory] = None
     self._rule = rule
     self._on_absent = on_absent
-    self._processes = processes
+    self._names = names
     self._served: dict[str, instance.Instance] = {}
     # Instances whose journal is there and not open yet, and how long that is
     # no wonder, by the monotonic clock.
@@ -99,9 +99,7 @@ class Journals:
         del known[name]
     self._distrusted &= found
     for name in found:
-      self._guard(self._look, name)
-      if name in self._served:
-        self._guard(self._condense, name)
+      self._guard(self._recheck, name)
 
   def run_timers(self, now: float) -> None:
     """Does what is due.
@@ -118,6 +116,18 @@ class Journals:
       self._next_settling = now + _SETTLING_INTERVAL
       for name in list(self._unsettled):
         self._guard(self._settle, name)
+
+  def _recheck(self, name: str) -> None:
+    """Looks at a journal if it may have been closed, or has become long."""
+    known = self._served.get(name)
+    if known is None or not processes.is_alive(known.process):
+      self._look(name)
+    if (
+      name in self._served
+      and self.directory is not None
+      and journal.is_long(self.directory, name)
+    ):
+      self._condense(name)
 
   def _look(self, name: str) -> None:
     """Finds out about an instance's journal, and reads it if it is closed."""
@@ -162,7 +172,7 @@ class Journals:
       known.log("its QEMU keeps a journal, and is not connected to")
     if not known.process:
       known.process = monitor.find_process(directory, name)
-      self._processes[known.process] = name
+      self._names[known.process] = name
 
   def _judge(
     self,

@@ -165,9 +165,11 @@ class UserShutdown:
     with cls._OpenDirectory() as directory:
       if directory is None:
         return False
-      return directory.is_marked(
-        Mark.SHUTDOWN, instance_name
-      ) or cls._IsUserShutdownByJournal(directory, instance_name)
+      # The daemon marks an instance before it removes the journal: in this
+      # order one of the two is found.
+      return cls._IsUserShutdownByJournal(
+        directory, instance_name
+      ) or directory.is_marked(Mark.SHUTDOWN, instance_name)
 
   @staticmethod
   def _IsUserShutdownByJournal(
