@@ -1,0 +1,114 @@
+# Copyright (C) 2026 the ganeti-kvmd developers
+# SPDX-License-Identifier: BSD-2-Clause
+
+"""Switching between stock and ours while instances run; life without a daemon.
+
+Each test goes on where the one before it has left the cluster.
+
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import os
+import pathlib
+
+import pytest
+
+from cluster import sides
+from cluster.cluster import Cluster
+from cluster.instance import ERROR_DOWN, RUNNING, USER_DOWN, Instance
+
+_SOURCE_DIR = pathlib.Path(__file__).resolve().parents[3]
+_BUILD_DIR = pathlib.Path(
+  os.environ.get("GANETI_KVMD_BUILD", _SOURCE_DIR / "build")
+)
+
+pytestmark = pytest.mark.skipif(
+  os.geteuid() != 0, reason="only root can make a cluster in namespaces"
+)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> collections.abc.Iterator[Cluster]:
+  """A cluster that runs on stock, with ours installed beside it."""
+  installed = Cluster.start(
+    f"switch-{os.getpid()}",
+    {_SOURCE_DIR, _BUILD_DIR},
+    lambda node: node.run("make", f"--directory={_BUILD_DIR}", "install"),
+  )
+  try:
+    yield installed
+  finally:
+    installed.stop()
+
+
+def _setup(cluster: Cluster, *arguments: str) -> str:
+  return cluster.master.run("ganeti-kvmd-setup", *arguments).stdout
+
+
+def _start(cluster: Cluster, name: str) -> Instance:
+  instance = Instance(cluster, name)
+  instance.add()
+  instance.start()
+  return instance
+
+
+@pytest.fixture(scope="module")
+def started_by_stock(cluster: Cluster) -> list[Instance]:
+  return [_start(cluster, name) for name in ("stock1", "stock2")]
+
+
+@pytest.fixture(scope="module")
+def started_by_ours(cluster: Cluster) -> list[Instance]:
+  return [_start(cluster, name) for name in ("ours1", "ours2", "ours3")]
+
+
+def _processes(cluster: Cluster, instances: list[Instance]) -> list[int | None]:
+  return [instance.process(cluster.master) for instance in instances]
+
+
+def test_enable_touches_no_instance(
+  cluster: Cluster, started_by_stock: list[Instance]
+) -> None:
+  before = _processes(cluster, started_by_stock)
+  _setup(cluster, "enable", "--restart")
+  assert _processes(cluster, started_by_stock) == before
+  assert [each.state() for each in started_by_stock] == [RUNNING, RUNNING]
+  first, second = started_by_stock
+  first.power_off()
+  assert first.state() == USER_DOWN
+  second.kill("KILL")
+  assert second.state() == ERROR_DOWN
+
+
+def test_verdict_without_a_daemon(
+  cluster: Cluster, started_by_ours: list[Instance]
+) -> None:
+  """QEMU's journal is enough, the moment that the process is gone."""
+  sides.kill_daemon(cluster.master)
+  first, second, _ = started_by_ours
+  first.power_off()
+  assert first.state() == USER_DOWN
+  second.kill("KILL")
+  assert second.state() == ERROR_DOWN
+  assert not sides.daemon_runs(cluster.master)
+
+
+def test_disable_touches_no_instance(
+  cluster: Cluster, started_by_ours: list[Instance]
+) -> None:
+  third = started_by_ours[-1]
+  before = third.process(cluster.master)
+  assert before is not None
+  _setup(cluster, "disable", "--restart")
+  side = sides.Stock()
+  side.attend(third)
+  assert third.process(cluster.master) == before
+  third.power_off()
+  assert third.state() == USER_DOWN
+  verified = cluster.master.run(
+    "dpkg", "--verify", "ganeti-3.0", "ganeti-haskell-3.0", "ganeti"
+  )
+  assert not verified.stdout
+  assert "kvmd" not in cluster.master.run("dpkg-divert", "--list").stdout
