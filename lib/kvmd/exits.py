@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import re
 import signal
@@ -31,6 +32,10 @@ _GROUP = 1
 _ADDRESS = (1, 1)
 _LISTEN = 1
 _EXIT = 0x80000000
+
+#: The connector serves only those who see the processes of the whole machine
+#: (linux/proc_ns.h).
+_FIRST_PROCESS_NAMESPACE = 0xEFFFFFFC
 
 #: struct nlmsghdr and struct cn_msg; what follows is struct proc_event.
 _HEADERS = struct.Struct("=IHHIIIIIIHH")
@@ -79,6 +84,9 @@ class Exits:
     @raise OSError: if that is not to be had here
 
     """
+    if os.stat("/proc/self/ns/pid").st_ino != _FIRST_PROCESS_NAMESPACE:
+      # The kernel would let us wait in silence.
+      raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
     self._socket = socket.socket(
       socket.AF_NETLINK,
       socket.SOCK_DGRAM | socket.SOCK_NONBLOCK,
