@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 _TROUBLE_INTERVAL = 1.0
 
 
+#: Every tenth rescan is thorough.
+_THOROUGH = 10
+
+
 class Settings(NamedTuple):
   """What the daemon is to do.
 
@@ -62,6 +66,7 @@ class Daemon:
       self._directory.check_access()
     self._trouble = ""
     self._next_rescan = time.monotonic()
+    self._rescans = 0
     self._epoll = select.epoll()
     # The names of the instances by the processes of their QEMUs.
     self._processes: dict[int, str] = {}
@@ -131,14 +136,31 @@ class Daemon:
     ]
     for descriptor in others:
       if descriptor in self._handlers:
-        self._handlers[descriptor]()
+        self._attempt(self._handlers[descriptor])
     now = time.monotonic()
     if now >= self._next_rescan:
       self._next_rescan = now + self._settings.rescan_interval
-      self._follow()
-      self._rescan()
+      self._attempt(self._look_again)
     self._monitors.run_timers(now)
     self._journals.run_timers(now)
+
+  def _attempt(self, act: Callable[[], None]) -> None:
+    """Does something of which no fault may end the daemon."""
+    try:
+      act()
+    except Exception as fault:
+      logging.error(
+        "a fault of the daemon, please report it; it looks at everything again"
+        " in %.0f s",
+        max(0.0, self._next_rescan - time.monotonic()),
+        exc_info=fault,
+      )
+
+  def _look_again(self) -> None:
+    """Looks whether anything was missed."""
+    moved = self._follow()
+    self._rescans += 1
+    self._rescan(thoroughly=moved or self._rescans % _THOROUGH == 0)
 
   def _look(self) -> None:
     """Acts on what the watch has seen."""
@@ -146,9 +168,9 @@ class Daemon:
     if changes.lost:
       logging.warning("lost track of what appeared in %s", self._watch.path)
     if (changes.path or changes.lost) and self._follow():
-      self._rescan()
+      self._rescan(thoroughly=True)
     elif changes.lost:
-      self._rescan()
+      self._rescan(thoroughly=True)
     elif self._directory is not None:
       for file_name in changes.names | changes.closed:
         name = self._directory.journaled_by(file_name)
@@ -214,8 +236,12 @@ class Daemon:
       self._watch.path, self._watch.directory, self._settings.monitor_suffix
     )
 
-  def _rescan(self) -> None:
-    """Looks at everything, as if nothing had been reported."""
+  def _rescan(self, *, thoroughly: bool) -> None:
+    """Looks at everything, as if nothing had been reported.
+
+    @param thoroughly: also at what shows no sign of a change
+
+    """
     found = ctrldir.Instances(set(), set(), set())
     if self._directory is not None:
       try:
@@ -223,7 +249,7 @@ class Daemon:
       except OSError as err:
         self._report(f"cannot list {self._watch.path}: {err.strerror}")
         return
-    self._journals.rescan(found.journaled)
+    self._journals.rescan(found.journaled, thoroughly=thoroughly)
     for name in found.journaled:
       if self._journals.serves(name):
         self._monitors.drop(name)

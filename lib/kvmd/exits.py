@@ -46,6 +46,9 @@ _EVENT = struct.Struct("=IIQIII")
 
 _READ_SIZE = 4096
 
+#: The longest record of the kernel's log has 8 KiB, before it is escaped.
+_RECORD_SIZE = 64 * 1024
+
 #: SO_ATTACH_FILTER, which Python does not name.
 _ATTACH_FILTER = 26
 
@@ -150,11 +153,11 @@ class Exits:
     killed: set[int] = set()
     if self._kernel_log is None:
       return killed
-    with contextlib.suppress(BlockingIOError):
+    with contextlib.suppress(OSError):
       while True:
         # The kernel may have overwritten what was not read yet: go on then.
         with contextlib.suppress(BrokenPipeError):
-          record = os.read(self._kernel_log, _READ_SIZE)
+          record = os.read(self._kernel_log, _RECORD_SIZE)
           killed.update(map(int, _OUT_OF_MEMORY.findall(record)))
     return killed
 

@@ -87,19 +87,25 @@ class Journals:
     """Takes note that an instance's journal may have been closed."""
     self._guard(self._look, name)
 
-  def rescan(self, names: Iterable[str]) -> None:
+  def rescan(self, names: Iterable[str], *, thoroughly: bool) -> None:
     """Looks at all journals.
 
     @param names: the names of the instances that have one
+    @param thoroughly: whether also at those that show no sign of a change:
+      the number of a process may be that of another by now
 
     """
     found = set(names)
-    for known in (self._served, self._expected):
-      for name in known.keys() - found:
-        del known[name]
+    for gone in self._served.keys() - found:
+      del self._served[gone]
+    for gone in self._expected.keys() - found:
+      del self._expected[gone]
     self._distrusted &= found
     for name in found:
-      self._guard(self._recheck, name)
+      known = self._served.get(name)
+      if thoroughly or known is None or not processes.is_alive(known.process):
+        self._guard(self._look, name)
+      self._guard(self._condense, name)
 
   def run_timers(self, now: float) -> None:
     """Does what is due.
@@ -116,18 +122,6 @@ class Journals:
       self._next_settling = now + _SETTLING_INTERVAL
       for name in list(self._unsettled):
         self._guard(self._settle, name)
-
-  def _recheck(self, name: str) -> None:
-    """Looks at a journal if it may have been closed, or has become long."""
-    known = self._served.get(name)
-    if known is None or not processes.is_alive(known.process):
-      self._look(name)
-    if (
-      name in self._served
-      and self.directory is not None
-      and journal.is_long(self.directory, name)
-    ):
-      self._condense(name)
 
   def _look(self, name: str) -> None:
     """Finds out about an instance's journal, and reads it if it is closed."""
@@ -219,7 +213,11 @@ class Journals:
 
   def _condense(self, name: str) -> None:
     """Keeps a journal short."""
-    if self.directory is None:
+    if (
+      self.directory is None
+      or name not in self._served
+      or not journal.is_long(self.directory, name)
+    ):
       return
     try:
       with journal.opened(self.directory, name) as found:

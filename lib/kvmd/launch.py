@@ -14,7 +14,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from ganeti import constants, pathutils, utils
+from ganeti import constants, errors, pathutils, utils
 from ganeti.kvmd import pidfile
 
 if TYPE_CHECKING:
@@ -57,9 +57,13 @@ def ensure() -> None:
   except OSError as err:
     _warn(f"cannot use the pidfile {err.filename}: {err.strerror}")
     return
-  result = utils.RunCmd(
-    [pathutils.DAEMON_UTIL, "start", constants.KVMD], timeout=_TIMEOUT
-  )
+  try:
+    result = utils.RunCmd(
+      [pathutils.DAEMON_UTIL, "start", constants.KVMD], timeout=_TIMEOUT
+    )
+  except errors.GenericError as err:
+    _warn(f"cannot run {pathutils.DAEMON_UTIL}: {err}")
+    return
   if _await_running():
     return
   output = " ".join(result.output.split())
