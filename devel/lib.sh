@@ -6,7 +6,7 @@
 #
 #   $top $builddir   the source tree and its build directory, absolute
 #   $python          the interpreter that the build uses: the one that Ganeti's
-#                    own scripts name, the distribution's until one is configured
+#                    own scripts name, the distribution's until one is found
 #   $cache           what may be kept for the next time, also by another clone
 #   say, fail        one line; fail also ends the command with status 1
 #   need_root        fails unless run by root
@@ -89,7 +89,7 @@ apt_install() {
 
 need_packages() {
   local missing
-  command -v dpkg-query apt-get >/dev/null ||
+  command -v apt-get >/dev/null ||
     fail "no apt-get on this machine; install by other means what Debian" \
       "calls: $*"
   mapfile -t missing < <(missing_packages "$@")

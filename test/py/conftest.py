@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import collections.abc
+import importlib.util
 import itertools
 import os
 import pathlib
@@ -22,21 +23,32 @@ _BUILD = pathlib.Path(
 sys.path[:0] = [str(_HERE), str(_BUILD)]
 
 # Before hypothesis is imported, which would choose the working directory.
-os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(_BUILD / ".hypothesis"))
+os.environ.setdefault(
+  "HYPOTHESIS_STORAGE_DIRECTORY", str(_BUILD / ".hypothesis")
+)
 
 import hypothesis  # noqa: E402
 from guests import lifetime  # noqa: E402
 
-# The same examples each time, whatever else the machine does.
-hypothesis.settings.register_profile(
-  "kvmd",
-  derandomize=True,
-  database=None,
-  deadline=None,
-  max_examples=200,
-  suppress_health_check=[hypothesis.HealthCheck.too_slow],
-)
+# The same examples each time, whatever else the machine does; other ones, and
+# more, with HYPOTHESIS_PROFILE=thorough.
+for _name, _options in {
+  "kvmd": {"derandomize": True, "max_examples": 100},
+  "thorough": {"max_examples": 3000},
+}.items():
+  hypothesis.settings.register_profile(
+    _name,
+    database=None,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    **_options,
+  )
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "kvmd"))
+
+
+# Without Ganeti there is nothing to be tested of the daemon of a node.
+if importlib.util.find_spec("ganeti.constants") is None:
+  collect_ignore = ["unit/test_ganeti.py"]
 
 
 @pytest.fixture(scope="session")

@@ -65,6 +65,11 @@ class Connection:
     except BlockingIOError:
       return 0
 
+  def send_all(self, data: bytes) -> None:
+    """Sends bytes as fast as the client takes them."""
+    self._socket.setblocking(True)
+    self._socket.sendall(data)
+
   def greet(self) -> None:
     self.send(encode(GREETING))
 

@@ -102,7 +102,9 @@ def test_events(
   instance = stage.qemu(machine)
   instance.wait_ready()
   play(instance)
-  assert _events(instance) == events
+  # QEMU before 6.0 pauses a guest that panicked, and says so, before it ends.
+  told = [each for each in _events(instance) if each != "GUEST_PANICKED pause"]
+  assert told == events
   assert instance.wait() == 0
 
 

@@ -81,7 +81,7 @@ class TestTarball:
     }
     wanted = {
       f"{directory}/{name}"
-      for directory in (".ci", "devel", "doc", "lib", "man", "test")
+      for directory in (".ci", "devel", "doc", "lib", "man", "test", "tools")
       for name in _files(_SOURCE / directory)
       if "__pycache__" not in name and not name.endswith(("~", ".swp"))
     }
@@ -283,13 +283,15 @@ class TestConfigure:
       f"PYTHON={environment}/bin/python",
       f"--with-ganeti={environment}",
     )
+    # Only a new Python misses asyncore.
+    lines = [line for line in _MISSING.findall(output) if "async" not in line]
     assert [
       "Ganeti" in line
       or re.fullmatch(
         r"Python module (\S+): Debian package python3-\1, PyPI package \1", line
       )
       is not None
-      for line in _MISSING.findall(output)[:3]
+      for line in lines[:3]
     ] == [True, True, True]
     assert f"--with-ganeti={environment}" in output
     assert re.search(

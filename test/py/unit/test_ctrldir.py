@@ -182,12 +182,18 @@ def test_dangling_link_is_replaced_and_not_followed(
   assert not (scratch / "missing").exists()
 
 
-def test_hard_link_is_replaced(ctrl_dir, control, mark, elsewhere):
+@pytest.mark.parametrize("content", ["", "precious"])
+def test_hard_link_is_replaced(ctrl_dir, control, mark, elsewhere, content):
+  elsewhere.write_text(content)
+  os.utime(elsewhere, ns=(5 * SECOND, 7 * SECOND))
   path = ctrl_dir / f"a{mark.value}"
   os.link(elsewhere, path)
   assert control.write(mark, "a", LIFE)
   assert not path.samefile(elsewhere)
   assert path.stat().st_size == 0
+  assert elsewhere.stat().st_mtime_ns == 7 * SECOND
+  elsewhere.write_text("precious")
+  os.utime(elsewhere, ns=(5 * SECOND, 7 * SECOND))
 
 
 def test_file_with_content_is_replaced(ctrl_dir, control, mark):
@@ -206,9 +212,7 @@ def test_fifo_and_socket_are_replaced(ctrl_dir, control, mark):
 
 
 @pytest.mark.parametrize("make", ["fifo", "link", "dangling", "socket"])
-def test_whatever_it_is_it_is_removed(
-  ctrl_dir, control, mark, elsewhere, make
-):
+def test_whatever_it_is_it_is_removed(ctrl_dir, control, mark, elsewhere, make):
   path = ctrl_dir / f"a{mark.value}"
   if make == "fifo":
     os.mkfifo(path)

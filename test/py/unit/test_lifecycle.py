@@ -26,6 +26,7 @@ from histories import (
 from hypothesis import given
 from hypothesis import strategies as st
 
+
 def guest_only(guest):
   """A shutdown as QEMU 2.10 to 3.1 announces it."""
   return ("SHUTDOWN", {"guest": guest})
@@ -212,7 +213,11 @@ def test_the_word_alone_is_no_event(text, rule):
 
 @pytest.mark.parametrize("name", ["POWERDOWN", "STOP", "RESET", "RESUME"])
 def test_words_for_other_events_count_only_as_events(name):
-  events = [("RTC_CHANGE", {"event": name}), (name.lower(), {}), (name[:-1], {})]
+  events = [
+    ("RTC_CHANGE", {"event": name}),
+    (name.lower(), {}),
+    (name[:-1], {}),
+  ]
   assert verdict([*events, USER]) is Verdict.USER
   assert verdict([BARE, *events], Rule.SEQUENCE) is Verdict.USER
   assert verdict([POWERDOWN, *events, USER]) is Verdict.ADMINISTRATOR
@@ -238,7 +243,9 @@ def test_any_history(rule):
 
 @given(HISTORIES, st.lists(st.text(max_size=9)), st.sampled_from(Rule))
 def test_other_events_change_nothing(history, names, rule):
-  others = [(name, {"guest": True, "reason": "guest-shutdown"}) for name in names]
+  others = [
+    (name, {"guest": True, "reason": "guest-shutdown"}) for name in names
+  ]
   mixed = list(history)
   for place, other in enumerate(others):
     mixed.insert(place * 2, other)

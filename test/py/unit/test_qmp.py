@@ -146,17 +146,35 @@ def test_messages_can_arrive_byte_by_byte(stream):
 
 
 # What comes close to being QMP.
-NEAR_QMP = (
-  st.lists(
-    st.sampled_from(
-      [b"{", b"}", b"[", b"]", b'"', b"\\", b":", b",", b" ", b"\n", b"\r"]
-      + [b"1", b"a", b'"event"', b'"return"', b"null", b'{"event": "X"}']
-      + [b"\xc3", b"\xa9", b"\0", b"\xff", b"\xef\xbb\xbf"]
-    ),
-    max_size=40,
-  ).map(b"".join)
-  | st.binary(max_size=40)
-)
+NEAR_QMP = st.lists(
+  st.sampled_from(
+    [
+      b"{",
+      b"}",
+      b"[",
+      b"]",
+      b'"',
+      b"\\",
+      b":",
+      b",",
+      b" ",
+      b"\n",
+      b"\r",
+      b"1",
+      b"a",
+      b'"event"',
+      b'"return"',
+      b"null",
+      b'{"event": "X"}',
+      b"\xc3",
+      b"\xa9",
+      b"\x00",
+      b"\xff",
+      b"\xef\xbb\xbf",
+    ]
+  ),
+  max_size=40,
+).map(b"".join) | st.binary(max_size=40)
 
 
 @given(NEAR_QMP, CUTS)
@@ -280,8 +298,10 @@ def test_what_cannot_be_qmp_is_refused_at_its_first_byte(first):
       qmp.Greeting(""),
     ),
     (
-      b'{"QMP": {"version": {"qemu": {"major": 1, "minor": 1, "micro": 1e999}}}'
-      b"}",
+      (
+        b'{"QMP": {"version":'
+        b' {"qemu": {"major": 1, "minor": 1, "micro": 1e999}}}}'
+      ),
       qmp.Greeting(""),
     ),
   ],
@@ -388,9 +408,8 @@ def test_brackets_in_strings_have_no_depth():
 
 
 def test_message_too_long_and_too_deep_is_one_error_however_it_arrives():
-  data = (
-    b'{"a": "' + b"x" * qmp.MAX_MESSAGE + b'", "b": ' + b"[" * qmp.MAX_DEPTH
-  )
+  long = b"x" * (2 * qmp.MAX_MESSAGE)
+  data = b'{"a": "' + long + b'", "b": ' + b"[" * qmp.MAX_DEPTH
   assert decode([data]) == decode(chunks(data)) == decode(cut(data, [9, 999]))
 
 
@@ -432,14 +451,11 @@ def test_time_is_linear_in_length():
   # One long message takes as long as many short ones, give or take: each byte
   # is looked at once. Anything quadratic takes 60 times as long.
   def seconds(size):
-    text = sized(size)
-    best = None
-    for _ in range(3):
-      began = time.process_time()
-      for _ in range(256 * 1024 // size):
-        decode(bytewise(text))
-      took = time.process_time() - began
-      best = took if best is None else min(best, took)
-    return best
+    pieces = bytewise(sized(size))
+    began = time.process_time()
+    for _ in range(128 * 1024 // size):
+      decode(pieces)
+    return time.process_time() - began
 
-  assert seconds(256 * 1024) < 4 * seconds(4096)
+  # A machine that is busy with other things may spoil an attempt.
+  assert any(seconds(128 * 1024) < 3 * seconds(2048) for _ in range(4))

@@ -62,13 +62,11 @@ class Eye:
         self.closed |= changes.closed
 
   def sees(self, directory):
-    """Tells whether the path leads to a directory that new names are seen in."""
+    """Tells whether the path leads where new names are seen."""
     self.look()
     if self.watch.directory is None:
       return False
-    there = os.path.samestat(
-      os.fstat(self.watch.directory), os.stat(directory)
-    )
+    there = os.path.samestat(os.fstat(self.watch.directory), os.stat(directory))
     return there and self._sees_names(directory)
 
   def _sees_names(self, directory):
@@ -153,7 +151,7 @@ def test_file_is_closed_when_its_writer_is_killed(ctrl_dir, eye):
   seen = eye(ctrl_dir)
 
   def write_and_die():
-    stays_open = open(ctrl_dir / "journal", "w")
+    stays_open = open(ctrl_dir / "journal", "w")  # noqa: SIM115
     stays_open.write("text")
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -289,6 +287,41 @@ def test_link_is_changed(scratch, eye, last):
     assert seen.sees(scratch / target / last)
 
 
+def test_link_is_moved_away(scratch, eye):
+  (scratch / "ctrl").mkdir()
+  (scratch / "link").symlink_to("ctrl")
+  seen = eye(scratch / "link")
+  (scratch / "link").rename(scratch / "away")
+  seen.look()
+  assert seen.watch.directory is None
+  (scratch / "away").rename(scratch / "link")
+  assert seen.sees(scratch / "ctrl")
+
+
+def test_path_that_leads_through_its_own_end(ctrl_dir, eye):
+  """One directory is watched for two reasons then."""
+  (ctrl_dir / "link").symlink_to(".")
+  seen = eye(ctrl_dir / "link")
+  assert seen.sees(ctrl_dir)
+  (ctrl_dir / "link").rename(ctrl_dir / "away")
+  seen.look()
+  assert seen.watch.directory is None
+  (ctrl_dir / "away").rename(ctrl_dir / "link")
+  assert seen.sees(ctrl_dir)
+
+
+def test_no_more_is_watched_than_the_path(path, scratch, eye):
+  path.mkdir(parents=True)
+  seen = eye(path)
+  before = seen.watches
+  (scratch / "run").rename(scratch / "away")
+  seen.look()
+  assert seen.watches == before - 3
+  path.mkdir(parents=True)
+  assert seen.sees(path)
+  assert seen.watches == before
+
+
 def test_chain_of_links(scratch, eye):
   (scratch / "ctrl").mkdir()
   previous = scratch / "ctrl"
@@ -335,10 +368,11 @@ def test_root_itself(eye):
 
 
 @pytest.mark.parametrize("depth", range(2))
-def test_path_through_a_file(path, eye, depth):
+@pytest.mark.parametrize("make", [pathlib.Path.touch, os.mkfifo])
+def test_path_through_a_file(path, eye, depth, make):
   step = [path, path.parent][depth]
   step.parent.mkdir(parents=True)
-  step.touch()
+  make(step)
   seen = eye(path)
   assert seen.watch.directory is None
   assert seen.trouble.errno == errno.ENOTDIR
@@ -458,68 +492,58 @@ def test_no_more_inotify_instances(ctrl_dir):
     watches = []
     with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
       for _ in range(int(limit.read_text()) + 1):
-        watches.append(watch.Watch(str(ctrl_dir)))
+        watches.append(watch.Watch(str(ctrl_dir)))  # noqa: PERF401
 
   forked.run(check, forked.Place.UNPRIVILEGED)
 
 
+def touch(path):
+  pathlib.Path(path).touch(exist_ok=False)
+
+
 # All that can happen to a path of two steps and the links in it.
-STEPS = ["a", "b", "a/c", "b/c", "a/d", "b/d"]
-TARGETS = [".", "..", "a", "b", "c", "d", "../b", "../b/c", "../b/..", "missing"]
+STEPS = st.sampled_from(["a", "b", "a/c", "b/c", "a/d", "b/d"])
+TARGETS = st.sampled_from(
+  [".", "..", "a", "b", "c", "d", "../b", "../b/c", "../b/..", "missing"]
+)
 ACTIONS = st.one_of(
-  st.tuples(st.just("mkdir"), st.sampled_from(STEPS)),
-  st.tuples(st.just("make"), st.sampled_from(["a/c", "b/c", "b/d"])),
-  st.tuples(st.just("remove"), st.sampled_from(STEPS)),
-  st.tuples(
-    st.just("rename"), st.sampled_from(STEPS), st.sampled_from(STEPS)
-  ),
-  st.tuples(st.just("file"), st.sampled_from(STEPS)),
-  st.tuples(
-    st.just("link"), st.sampled_from(STEPS), st.sampled_from(TARGETS)
-  ),
-  st.tuples(
-    st.just("absolute"), st.sampled_from(STEPS), st.sampled_from(STEPS)
-  ),
-  st.tuples(st.just("look")),
+  st.tuples(st.just(os.mkdir), STEPS),
+  st.tuples(st.just(os.makedirs), STEPS),
+  st.tuples(st.just(shutil.rmtree), STEPS),
+  st.tuples(st.just(os.unlink), STEPS),
+  st.tuples(st.just(os.rename), STEPS, STEPS),
+  st.tuples(st.just(touch), STEPS),
+  st.tuples(st.just(os.symlink), TARGETS, STEPS),
 )
 
 
-def act(base, action, *places):
-  """Does something to the path, if it can be done."""
-  first, *more = [os.path.join(base, place) for place in places]
+def act(base, function, *places):
+  """Does something to the path, if it can be done just now."""
   try:
-    if action == "mkdir":
-      os.mkdir(first)
-    elif action == "make":
-      os.makedirs(first)
-    elif action == "remove":
-      if os.path.isdir(first) and not os.path.islink(first):
-        shutil.rmtree(first)
-      else:
-        os.unlink(first)
-    elif action == "rename":
-      os.rename(first, more[0])
-    elif action == "file":
-      os.close(os.open(first, os.O_CREAT | os.O_EXCL))
-    elif action == "link":
-      os.symlink(places[1], first)
-    elif action == "absolute":
-      os.symlink(more[0], first)
+    if function is os.symlink:
+      function(places[0], os.path.join(base, places[1]))
+    else:
+      function(*(os.path.join(base, place) for place in places))
   except OSError:
     pass
 
 
 def test_whatever_happens_to_the_path(scratch):
-  @given(st.sampled_from(["a", "a/c"]), st.lists(ACTIONS, max_size=14))
-  def check(path, actions):
+  @given(
+    st.sampled_from(["a", "a/c"]),
+    st.booleans(),
+    st.lists(st.tuples(ACTIONS, st.booleans()), max_size=14),
+  )
+  def check(path, exists, actions):
     base = tempfile.mkdtemp(dir=scratch)
+    if exists:
+      os.makedirs(f"{base}/a/c")
     seen = Eye(os.path.join(base, path))
     try:
-      for action, *places in actions:
-        if action == "look":
+      for action, looks in actions:
+        act(base, *action)
+        if looks:
           seen.look()
-        else:
-          act(base, action, *places)
       if os.path.isdir(seen.path):
         assert seen.sees(seen.path)
       else:

@@ -1,0 +1,119 @@
+# Copyright (C) 2026 the ganeti-kvmd developers
+# SPDX-License-Identifier: BSD-2-Clause
+
+"""What can happen to a guest, and an independent opinion on what it died of.
+
+The daemon goes through the events as they come; here a whole history is gone
+through from its end.
+"""
+
+from __future__ import annotations
+
+from ganeti.kvmd.lifecycle import Rule, Verdict
+from hypothesis import strategies as st
+
+POWERDOWN = ("POWERDOWN", {})
+RESET = ("RESET", {"guest": True, "reason": "guest-reset"})
+STOP = ("STOP", {})
+RESUME = ("RESUME", {})
+BARE = ("SHUTDOWN", {})
+USER = ("SHUTDOWN", {"guest": True, "reason": "guest-shutdown"})
+SIGNAL = ("SHUTDOWN", {"guest": False, "reason": "host-signal"})
+UNRELATED = ("RTC_CHANGE", {"offset": 1})
+
+#: The design's table: QEMU's reason, and the verdicts without and with an
+#: administrator's powerdown pending.
+TABLE = [
+  ("guest-shutdown", Verdict.USER, Verdict.ADMINISTRATOR),
+  ("guest-reset", Verdict.GUEST_REBOOT, Verdict.GUEST_REBOOT),
+  ("guest-panic", Verdict.GUEST_PANIC, Verdict.GUEST_PANIC),
+  ("host-signal", Verdict.ADMINISTRATOR, Verdict.ADMINISTRATOR),
+  ("host-qmp-quit", Verdict.ADMINISTRATOR, Verdict.ADMINISTRATOR),
+  ("host-ui", Verdict.ADMINISTRATOR, Verdict.ADMINISTRATOR),
+  ("host-qmp-system-reset", Verdict.ADMINISTRATOR, Verdict.ADMINISTRATOR),
+  ("host-error", Verdict.OTHER, Verdict.OTHER),
+  ("subsystem-reset", Verdict.OTHER, Verdict.OTHER),
+  ("snapshot-load", Verdict.OTHER, Verdict.OTHER),
+  # Unknown ones.
+  ("guest-teleport", Verdict.OTHER, Verdict.OTHER),
+  ("GUEST-SHUTDOWN", Verdict.OTHER, Verdict.OTHER),
+  ("guest-shutdown ", Verdict.OTHER, Verdict.OTHER),
+  ("none", Verdict.OTHER, Verdict.OTHER),
+  ("host", Verdict.OTHER, Verdict.OTHER),
+  ("", Verdict.OTHER, Verdict.OTHER),
+]
+
+_SHUTDOWNS = (
+  st.just({})
+  | st.sampled_from([True, False, None, 1, "true"]).map(
+    lambda guest: {"guest": guest}
+  )
+  | st.tuples(
+    st.booleans(), st.sampled_from([row[0] for row in TABLE] + [None, 7, []])
+  ).map(lambda pair: {"guest": pair[0], "reason": pair[1]})
+).map(lambda data: ("SHUTDOWN", data))
+
+#: Any histories, but more of what decides than of what does not.
+HISTORIES = st.lists(
+  st.sampled_from([POWERDOWN, STOP, RESET, RESUME, UNRELATED, USER])
+  | _SHUTDOWNS,
+  max_size=9,
+)
+
+
+def _has_cause(data):
+  return "guest" in data or "reason" in data
+
+
+def _is_of_host(data):
+  if "reason" in data:
+    return str(data["reason"]).startswith("host")
+  return data["guest"] is False
+
+
+def judge(history, rule: Rule = Rule.CAUSE) -> Verdict:
+  """Gives the verdict on a history that ends with the process."""
+  shutdowns = []
+  for place in reversed(range(len(history))):
+    name, data = history[place]
+    if name in {"RESET", "RESUME"}:
+      break
+    if name == "SHUTDOWN":
+      shutdowns.append((place, data))
+  if not shutdowns:
+    return Verdict.KILLED
+  # The last one decides, but the host may only tidy up.
+  later = [
+    found
+    for found in shutdowns[:-1]
+    if rule is Rule.CAUSE and _has_cause(found[1]) and not _is_of_host(found[1])
+  ]
+  place, data = (later or shutdowns[-1:])[0]
+  before = history[:place]
+  if rule is Rule.SEQUENCE or not _has_cause(data):
+    is_free = not _is_pending(before) and not _is_stopped(before)
+    return Verdict.USER if is_free else Verdict.ADMINISTRATOR
+  if "reason" in data:
+    word = data["reason"]
+  elif data["guest"] is False:
+    return Verdict.ADMINISTRATOR
+  else:
+    word = "guest-shutdown" if data["guest"] is True else None
+  for known, alone, pending in TABLE:
+    if word == known:
+      return pending if _is_pending(before) else alone
+  return Verdict.OTHER
+
+
+def _is_pending(history):
+  for name, _ in reversed(history):
+    if name in {"RESET", "POWERDOWN"}:
+      return name == "POWERDOWN"
+  return False
+
+
+def _is_stopped(history):
+  for name, _ in reversed(history):
+    if name in {"STOP", "RESUME"}:
+      return name == "STOP"
+  return False

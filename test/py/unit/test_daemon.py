@@ -1,0 +1,1386 @@
+# Copyright (C) 2026 the ganeti-kvmd developers
+# SPDX-License-Identifier: BSD-2-Clause
+
+"""Tests of the daemon with monitors that do what no QEMU does on demand.
+
+The daemon runs in the test's own thread, a turn at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pathlib
+import re
+import resource
+import shutil
+import signal
+import socket
+import stat
+import tempfile
+import time
+from typing import NamedTuple
+from unittest import mock
+
+import forked
+import pytest
+from fake_monitor import (
+  GREETING,
+  SIGNAL,
+  USER,
+  VERSION,
+  Connection,
+  FakeMonitor,
+  encode,
+  event,
+)
+from ganeti.kvmd import daemon, monitors, qmp
+from ganeti.kvmd.lifecycle import Rule
+from histories import HISTORIES, judge
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+PATIENCE = 10.0
+VERDICT = re.compile(
+  r"instance (\S+): verdict ([a-z ]+) \((.*)\) after ([0-9.]+) s"
+)
+ATTACHED = re.compile(r"instance (\S+): attached to QEMU (\S+), process (\d+)")
+
+
+class Qemu(NamedTuple):
+  """A fake QEMU that the daemon is attached to."""
+
+  monitor: FakeMonitor
+  connection: Connection
+
+  def event(self, name, data=None):
+    self.connection.event(name, data)
+
+  def die(self):
+    self.monitor.die()
+
+  def quit(self):
+    self.monitor.quit()
+
+
+class Scene:
+  """A control directory, a daemon, and what the daemon has logged."""
+
+  def __init__(self, ctrl_dir, log):
+    self.ctrl_dir = ctrl_dir
+    self._log = log
+    self._fences = 0
+    # A socket that nobody refers to would be closed.
+    self._served = []
+    self.daemon = None
+
+  def start(self, **options):
+    """Starts a daemon; one that runs ends before."""
+    self.stop()
+    chosen = {
+      "path": str(self.ctrl_dir),
+      "monitor_suffix": ".kvmd",
+      "rule": Rule.CAUSE,
+      "rescan_interval": 60.0,
+      **options,
+    }
+    self.daemon = daemon.Daemon(daemon.Settings(**chosen))
+
+  def stop(self):
+    if self.daemon is not None:
+      self.daemon.close()
+      self.daemon = None
+
+  def end(self):
+    """Ends everything."""
+    self.stop()
+    for qemu in self._served:
+      qemu.die()
+
+  def turn(self):
+    """Lets the daemon do what is due now."""
+    self.daemon.turn(0.0)
+
+  def until(self, condition, *arguments):
+    """Lets the daemon work until a condition holds; returns its result."""
+    end = time.monotonic() + PATIENCE
+    while True:
+      result = condition(*arguments)
+      if result:
+        return result
+      assert time.monotonic() < end, self.lines
+      self.daemon.turn(0.02)
+
+  @property
+  def lines(self):
+    return [record.getMessage() for record in self._log.records]
+
+  def count(self, words):
+    return sum(words in line for line in self.lines)
+
+  def says(self, words):
+    self.until(self.count, words)
+
+  def verdicts(self, name):
+    found = filter(None, map(VERDICT.fullmatch, self.lines))
+    return [match.group(2) for match in found if match.group(1) == name]
+
+  def causes(self, name):
+    found = filter(None, map(VERDICT.fullmatch, self.lines))
+    return [match.group(3) for match in found if match.group(1) == name]
+
+  def verdict(self, name, number=1):
+    """Waits for the verdict on a life of an instance."""
+    self.until(lambda: len(self.verdicts(name)) >= number)
+    return self.verdicts(name)[number - 1]
+
+  def file(self, name):
+    return self.ctrl_dir / f"{name}.shutdown"
+
+  def has_file(self, name):
+    return os.path.lexists(self.file(name))
+
+  def accept(self, monitor):
+    """Waits until the daemon connects to a monitor."""
+    return self.until(monitor.accept)
+
+  def serve(self, monitor, commands=1):
+    """Lets the daemon attach to a monitor, as QEMU does."""
+    connection = self.accept(monitor)
+    connection.greet()
+    self.until(lambda: connection.receive() >= commands)
+    assert connection.commands == [{"execute": "qmp_capabilities"}]
+    before = self.count("attached")
+    connection.answer()
+    self.until(lambda: self.count("attached") > before)
+    self._served.append(Qemu(monitor, connection))
+    return self._served[-1]
+
+  def attach(self, name, **options):
+    """Starts an instance and lets the daemon attach to it."""
+    return self.serve(FakeMonitor(self.ctrl_dir, name, **options))
+
+  def fence(self):
+    """Waits until the daemon has done all that it had to do before this."""
+    self._fences += 1
+    qemu = self.attach(f"fence{self._fences}")
+    qemu.quit()
+    self.verdict(f"fence{self._fences}")
+
+
+@pytest.fixture
+def scene(ctrl_dir, caplog):
+  caplog.set_level(logging.INFO)
+  before = len(os.listdir("/proc/self/fd"))
+  play = Scene(ctrl_dir, caplog)
+  play.start()
+  yield play
+  play.end()
+  assert len(os.listdir("/proc/self/fd")) == before
+
+
+# --- Attaching ---
+
+
+def test_instance_that_was_there_before(scene):
+  monitor = FakeMonitor(scene.ctrl_dir, "web1")
+  scene.start()
+  scene.serve(monitor)
+  (line,) = filter(ATTACHED.fullmatch, scene.lines)
+  assert ATTACHED.fullmatch(line).groups() == (
+    "web1",
+    VERSION,
+    str(os.getpid()),
+  )
+
+
+def test_instance_that_appears_later(scene):
+  scene.turn()
+  scene.attach("web1")
+
+
+def test_instance_that_is_moved_into_place(scene, scratch):
+  monitor = FakeMonitor(scratch, "web1")
+  scene.turn()
+  monitor.path.rename(scene.ctrl_dir / "web1.kvmd")
+  scene.serve(monitor)
+
+
+def test_suffix(scene):
+  scene.start(monitor_suffix=".qmp")
+  other = FakeMonitor(scene.ctrl_dir, "web1")
+  qemu = scene.attach("web1", suffix=".qmp")
+  assert other.accept() is None
+  qemu.event("SHUTDOWN", USER)
+  scene.until(scene.has_file, "web1")
+  other.quit()
+
+
+@pytest.mark.parametrize("existed", [True, False])
+def test_socket_before_qemu_listens(scene, existed):
+  if existed:
+    scene.stop()
+  monitor = FakeMonitor(scene.ctrl_dir, "web1", listens=False)
+  if existed:
+    scene.start()
+  for _ in range(10):
+    scene.daemon.turn(0.02)
+  monitor.listen()
+  scene.serve(monitor).quit()
+  assert scene.verdict("web1") == "killed or crashed"
+  assert scene.verdicts("web1") == ["killed or crashed"]
+
+
+def test_qemu_that_never_listens_gets_no_verdict(scene):
+  FakeMonitor(scene.ctrl_dir, "web1", listens=False).quit()
+  monitor = FakeMonitor(scene.ctrl_dir, "web2", listens=False)
+  scene.fence()
+  monitor.quit()
+  scene.fence()
+  assert not scene.count("web")
+
+
+def test_stale_socket_is_tried_for_ever(scene):
+  """More often than a delay that doubles fits into a number."""
+  scene.start(rescan_interval=1e-9)
+  monitor = FakeMonitor(scene.ctrl_dir, "web1", listens=False)
+  for _ in range(1200):
+    scene.turn()
+  assert not scene.count("web1")
+  monitor.listen()
+  scene.serve(monitor)
+
+
+def test_stale_socket_is_replaced_by_a_new_one(scene):
+  FakeMonitor(scene.ctrl_dir, "web1").die()
+  scene.start()
+  scene.fence()
+  scene.attach("web1").quit()
+  scene.verdict("web1")
+  assert scene.verdicts("web1") == ["killed or crashed"]
+
+
+def test_more_waiting_clients_than_the_monitor_takes(scene):
+  monitor = FakeMonitor(scene.ctrl_dir, "web1", listens=False, backlog=0)
+  monitor.listen()
+  others = [socket.socket(socket.AF_UNIX) for _ in range(2)]
+  for other in others:
+    other.setblocking(False)
+    try:
+      other.connect(str(monitor.path))
+    except BlockingIOError:
+      break
+  scene.says("clients")
+  assert scene.verdicts("web1") == []
+  while (waiting := monitor.accept()) is not None:
+    if waiting.is_open:
+      waiting.close()
+    for other in others:
+      other.close()
+  scene.serve(monitor)
+  assert scene.count("clients") == 1
+
+
+# --- Waiting ---
+
+
+@pytest.mark.parametrize("accepts", [True, False])
+def test_monitor_that_does_not_greet(scene, monkeypatch, accepts):
+  monkeypatch.setattr(monitors, "_PATIENCE", 0.01)
+  monitor = FakeMonitor(scene.ctrl_dir, "web1")
+  scene.says("instance web1: waiting for its monitor")
+  connection = scene.accept(monitor) if accepts else None
+  for _ in range(3):
+    scene.fence()
+  assert scene.count("waiting") == 1
+  if connection is None:
+    connection = scene.accept(monitor)
+  connection.greet()
+  scene.until(connection.receive)
+  connection.answer()
+  scene.says("web1: attached")
+  connection.event("SHUTDOWN", USER)
+  monitor.quit()
+  assert scene.verdict("web1") == "user"
+
+
+def test_no_verdict_on_an_instance_that_never_greeted(scene):
+  monitor = FakeMonitor(scene.ctrl_dir, "web1")
+  scene.accept(monitor)
+  scene.file("web1").touch()
+  monitor.quit()
+  scene.fence()
+  assert scene.verdicts("web1") == []
+  assert scene.has_file("web1")
+
+
+def test_monitor_that_greets_and_hangs(scene, monkeypatch):
+  monkeypatch.setattr(monitors, "_PATIENCE", 0.01)
+  monitor = FakeMonitor(scene.ctrl_dir, "web1")
+  connection = scene.accept(monitor)
+  connection.greet()
+  scene.says("instance web1: waiting for QEMU")
+  for _ in range(3):
+    scene.fence()
+  assert scene.count("waiting") == 1
+  connection.answer()
+  scene.says("web1: attached")
+
+
+def test_waiting_takes_no_time(scene):
+  """No turn is taken for a monitor that says nothing."""
+  monitor = FakeMonitor(scene.ctrl_dir, "web1")
+  scene.accept(monitor)
+  scene.fence()
+  turns = 0
+  end = time.monotonic() + 0.2
+  while time.monotonic() < end:
+    scene.daemon.turn(0.2)
+    turns += 1
+  assert turns < 5
+
+
+# --- Verdicts ---
+
+
+@pytest.mark.parametrize(
+  ("events", "verdict", "cause"),
+  [
+    ([("SHUTDOWN", USER)], "user", "guest-shutdown"),
+    (
+      [("POWERDOWN", None), ("SHUTDOWN", USER)],
+      "administrator",
+      "guest-shutdown after powerdown",
+    ),
+    ([("SHUTDOWN", SIGNAL)], "administrator", "host-signal"),
+    (
+      [("SHUTDOWN", {"guest": True, "reason": "guest-reset"})],
+      "guest reboot",
+      "guest-reset",
+    ),
+    (
+      [("SHUTDOWN", {"guest": True, "reason": "guest-panic"})],
+      "guest panic",
+      "guest-panic",
+    ),
+    (
+      [("SHUTDOWN", {"guest": False, "reason": "host-error"})],
+      "other",
+      "host-error",
+    ),
+    ([], "killed or crashed", "no SHUTDOWN"),
+    ([("POWERDOWN", None)], "killed or crashed", "no SHUTDOWN"),
+  ],
+)
+@pytest.mark.parametrize("leaves_socket", [True, False])
+@pytest.mark.parametrize("had_file", [True, False])
+def test_verdict(scene, events, verdict, cause, leaves_socket, had_file):
+  qemu = scene.attach("web1")
+  if had_file:
+    scene.file("web1").touch()
+  for name, data in events:
+    qemu.event(name, data)
+  if leaves_socket:
+    qemu.die()
+  else:
+    qemu.quit()
+  assert scene.verdict("web1") == verdict
+  assert scene.causes("web1") == [cause]
+  scene.fence()
+  assert scene.verdicts("web1") == [verdict]
+  assert scene.has_file("web1") is (verdict == "user")
+  left = {"web1.kvmd"} if leaves_socket else set()
+  left |= {"web1.shutdown"} if verdict == "user" else set()
+  assert set(os.listdir(scene.ctrl_dir)) == left
+
+
+def test_file_is_there_before_the_end(scene):
+  qemu = scene.attach("web1")
+  qemu.event("SHUTDOWN", USER)
+  scene.until(scene.has_file, "web1")
+  found = scene.file("web1").lstat()
+  assert stat.S_ISREG(found.st_mode)
+  assert found.st_size == 0
+  assert scene.verdicts("web1") == []
+  qemu.quit()
+  assert scene.verdict("web1") == "user"
+  assert scene.count("shutdown file written (guest-shutdown)") == 1
+
+
+def test_time_that_it_ran(scene):
+  monitor = FakeMonitor(scene.ctrl_dir, "web1")
+  hours_ago = time.time_ns() - 7200 * 10**9
+  os.utime(monitor.path, ns=(hours_ago, hours_ago))
+  scene.serve(monitor).quit()
+  scene.verdict("web1")
+  (line,) = filter(VERDICT.fullmatch, scene.lines)
+  assert 7200 <= float(VERDICT.fullmatch(line).group(4)) < 7200 + PATIENCE
+
+
+def test_time_that_it_ran_when_the_clock_was_set_back(scene):
+  monitor = FakeMonitor(scene.ctrl_dir, "web1")
+  later = time.time_ns() + 7200 * 10**9
+  os.utime(monitor.path, ns=(later, later))
+  scene.serve(monitor).quit()
+  scene.verdict("web1")
+  (line,) = filter(VERDICT.fullmatch, scene.lines)
+  assert 0 <= float(VERDICT.fullmatch(line).group(4)) < PATIENCE
+
+
+def test_rule(scene):
+  scene.start(rule=Rule.SEQUENCE)
+  qemu = scene.attach("web1")
+  qemu.event("SHUTDOWN", SIGNAL)
+  qemu.quit()
+  assert scene.verdict("web1") == "user"
+
+
+def test_guest_that_qemu_outlives(scene):
+  """With -no-shutdown."""
+  qemu = scene.attach("web1")
+  for revival in "RESET", "RESUME":
+    qemu.event("SHUTDOWN", USER)
+    qemu.event("STOP")
+    scene.until(scene.has_file, "web1")
+    qemu.event(revival)
+    scene.until(lambda: not scene.has_file("web1"))
+  qemu.event("SHUTDOWN", USER)
+  qemu.event("STOP")
+  scene.until(scene.has_file, "web1")
+  qemu.event("SHUTDOWN", SIGNAL)
+  qemu.quit()
+  assert scene.verdict("web1") == "user"
+  assert scene.has_file("web1")
+
+
+# --- What monitors may send ---
+
+
+@pytest.mark.parametrize("pieces", ["bytes", "pretty", "one"])
+def test_form_of_messages(scene, pieces):
+  monitor = FakeMonitor(scene.ctrl_dir, "web1")
+  connection = scene.accept(monitor)
+  messages = [
+    encode(GREETING),
+    encode({"return": {}}),
+    event("RTC_CHANGE", {"{": '"}\\'}),
+    event("SHUTDOWN", USER),
+  ]
+  if pieces == "pretty":
+    messages = [
+      json.dumps(json.loads(text), indent=4).encode() + b"\r\n"
+      for text in messages
+    ]
+  data = b"".join(messages)
+  if pieces == "bytes":
+    for place in range(len(data)):
+      connection.send(data[place : place + 1])
+      scene.turn()
+  else:
+    connection.send(data)
+  scene.says("web1: attached")
+  monitor.quit()
+  assert scene.verdict("web1") == "user"
+
+
+def test_half_a_message_at_the_end(scene):
+  qemu = scene.attach("web1")
+  qemu.connection.send(event("SHUTDOWN", USER)[:-10])
+  qemu.quit()
+  assert scene.verdict("web1") == "killed or crashed"
+
+
+def test_half_a_message_is_no_part_of_the_next_connection(scene):
+  qemu = scene.attach("web1")
+  qemu.connection.send(b'{"event": "')
+  qemu.connection.close()
+  again = scene.serve(qemu.monitor)
+  again.event("SHUTDOWN", USER)
+  again.quit()
+  assert scene.verdict("web1") == "user"
+
+
+GARBAGE = [
+  b"\0",
+  b"SHUTDOWN\n",
+  b"\x7fELF\x02\x01",
+  "über".encode("utf-16"),
+  b'{"event": NaN}',
+  b"}" * 10000,
+  b'{"a":' * 10000,
+  encode({"event": "SHUTDOWN", "data": [USER]}),
+  b'{"event": ["SHUTDOWN"]}\r\n',
+]
+
+
+@pytest.mark.parametrize("garbage", GARBAGE, ids=lambda each: repr(each[:12]))
+@pytest.mark.parametrize("when", ["at once", "after greeting", "attached"])
+def test_garbage(scene, garbage, when):
+  bystander = scene.attach("db1")
+  monitor = FakeMonitor(scene.ctrl_dir, "web1")
+  if when == "attached":
+    connection = scene.serve(monitor).connection
+  else:
+    connection = scene.accept(monitor)
+    if when == "after greeting":
+      connection.greet()
+      scene.until(connection.receive)
+  connection.send(garbage)
+  scene.until(lambda: not connection.is_open)
+  assert scene.count("instance web1: its monitor sent") == 1
+  assert scene.verdicts("web1") == []
+  # It gets another chance.
+  again = scene.serve(monitor)
+  again.event("SHUTDOWN", USER)
+  bystander.event("SHUTDOWN", SIGNAL)
+  again.quit()
+  bystander.quit()
+  assert scene.verdict("web1") == "user"
+  assert scene.verdict("db1") == "administrator"
+
+
+def test_what_comes_before_garbage_counts(scene):
+  qemu = scene.attach("web1")
+  qemu.connection.send(event("SHUTDOWN", USER) + b"\xff")
+  scene.until(lambda: not qemu.connection.is_open)
+  qemu.quit()
+  assert scene.verdict("web1") == "user"
+  assert scene.has_file("web1")
+
+
+def test_message_without_an_end(scene):
+  qemu = scene.attach("web1")
+  qemu.connection.send(b'{"event": "')
+  sent = 0
+  block = b"x" * 65536
+  while qemu.connection.is_open:
+    sent += qemu.connection.try_send(block)
+    scene.turn()
+    assert sent < 2 * qmp.MAX_MESSAGE
+  assert sent > qmp.MAX_MESSAGE / 2
+  qemu.quit()
+  assert scene.verdict("web1") == "killed or crashed"
+
+
+def test_monitor_that_always_sends_garbage_is_not_tried_all_the_time(scene):
+  monitor = FakeMonitor(scene.ctrl_dir, "web1")
+  attempts = 0
+  end = time.monotonic() + 0.5
+  while time.monotonic() < end:
+    connection = monitor.accept()
+    if connection is not None:
+      attempts += 1
+      connection.greet()
+      connection.answer()
+      connection.send(b"garbage")
+    scene.daemon.turn(0.01)
+  assert 1 < attempts < 10
+  assert len(scene.lines) < 30
+
+
+@pytest.mark.parametrize(
+  "data",
+  [
+    encode(GREETING) * 500,
+    (encode(GREETING) + encode({"return": {}})) * 300,
+    b"".join(
+      encode({"error": {"class": "GenericError", "desc": f"{number} " * 300}})
+      for number in range(60)
+    ),
+    encode({"return": {"status": "running"}, "id": "status"}) * 500,
+    (event("SHUTDOWN", USER) + event("RESET")) * 300,
+    (event("SHUTDOWN", USER) + event("STOP") + event("RESUME")) * 200,
+    (event("POWERDOWN") + event("RESET")) * 400,
+    event("SHUTDOWN", {"guest": True, "reason": "x" * 30000}) * 2,
+  ],
+  ids=[
+    "greetings",
+    "greetings and answers",
+    "errors",
+    "answers",
+    "shutdown and reset",
+    "shutdown and resume",
+    "powerdown and reset",
+    "long reason",
+  ],
+)
+@pytest.mark.parametrize("when", ["at once", "attached"])
+def test_flood_fills_no_log(scene, data, when):
+  monitor = FakeMonitor(scene.ctrl_dir, "web1")
+  if when == "attached":
+    connection = scene.serve(monitor).connection
+  else:
+    connection = scene.accept(monitor)
+  while data and connection.is_open:
+    data = data[connection.try_send(data) :]
+    scene.turn()
+  scene.fence()
+  assert sum("web1" in line for line in scene.lines) < 60
+  assert max(map(len, scene.lines)) < 1000
+  monitor.quit()
+  scene.fence()
+  assert not scene.has_file("web1")
+
+
+def test_last_word_in_a_flood_counts(scene):
+  qemu = scene.attach("web1")
+  flood = (event("SHUTDOWN", USER) + event("RESET")) * 100
+  qemu.connection.send(flood + event("SHUTDOWN", USER))
+  qemu.quit()
+  assert scene.verdict("web1") == "user"
+  assert scene.has_file("web1")
+
+
+def test_flood_keeps_nobody_waiting(scene):
+  """One that always has more to say gets no more than its turn."""
+  flooders = [scene.attach(f"flood{number}") for number in range(3)]
+  flood = event("RTC_CHANGE", {"offset": 7}) * 500
+
+  def pour():
+    for flooder in flooders:
+      while flooder.connection.try_send(flood):
+        pass
+
+  pour()
+  monitor = FakeMonitor(scene.ctrl_dir, "web1")
+  turns = 0
+  connection = None
+  while not scene.verdicts("web1"):
+    scene.turn()
+    turns += 1
+    pour()
+    if connection is None:
+      connection = monitor.accept()
+      if connection is not None:
+        connection.greet()
+        connection.answer()
+        connection.event("SHUTDOWN", USER)
+        monitor.quit()
+    assert turns < 20
+  assert scene.verdicts("web1") == ["user"]
+
+
+def test_flood_from_a_connection_that_was_superseded(scene):
+  """It is read to its end, but not for ever."""
+  old = scene.attach("web1")
+  flood = event("RTC_CHANGE", {"offset": 7}) * 500
+
+  def pour():
+    while True:
+      old.connection.send_all(flood)
+
+  def give_up(*_):
+    raise AssertionError("the daemon does not get away from the flood")
+
+  before = signal.signal(signal.SIGALRM, give_up)
+  signal.alarm(int(PATIENCE))
+  try:
+    with forked.beside(pour):
+      scene.attach("web1")
+  finally:
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+  assert scene.verdicts("web1") == ["killed or crashed"]
+
+
+def test_fault_of_the_daemon_harms_no_other_instance(scene, caplog):
+  faulty = scene.attach("web1")
+  sound = scene.attach("db1")
+  with mock.patch.object(qmp.Decoder, "feed", side_effect=ZeroDivisionError):
+    faulty.event("STOP")
+    scene.says("instance web1: a fault of the daemon")
+  caplog.clear()
+  sound.event("SHUTDOWN", USER)
+  sound.quit()
+  assert scene.verdict("db1") == "user"
+  # Where it is followed anew depends on the next look at everything.
+  (scene.ctrl_dir / "web1.kvmd").rename(scene.ctrl_dir / "moved")
+  (scene.ctrl_dir / "moved").rename(scene.ctrl_dir / "web1.kvmd")
+  again = scene.serve(faulty.monitor)
+  again.event("SHUTDOWN", USER)
+  again.quit()
+  assert scene.verdict("web1") == "user"
+
+
+# --- Connections and lives ---
+
+
+@pytest.mark.parametrize(
+  ("before", "after", "verdict"),
+  [
+    ([("POWERDOWN", None)], [("SHUTDOWN", USER)], "administrator"),
+    ([("SHUTDOWN", USER)], [], "user"),
+    ([("SHUTDOWN", USER)], [("SHUTDOWN", SIGNAL)], "user"),
+    ([("SHUTDOWN", USER)], [("RESET", None)], "killed or crashed"),
+    ([("SHUTDOWN", SIGNAL)], [], "administrator"),
+    ([("POWERDOWN", None), ("RESET", None)], [("SHUTDOWN", USER)], "user"),
+    ([], [], "killed or crashed"),
+  ],
+)
+def test_link_is_restarted(scene, before, after, verdict):
+  qemu = scene.attach("web1")
+  for name, data in before:
+    qemu.event(name, data)
+  for _ in range(3):
+    qemu.connection.close()
+    qemu = scene.serve(qemu.monitor)
+  assert scene.verdicts("web1") == []
+  assert scene.count("web1: attached to QEMU 9.8.7 again") == 3
+  for name, data in after:
+    qemu.event(name, data)
+  qemu.quit()
+  assert scene.verdict("web1") == verdict
+  assert scene.verdicts("web1") == [verdict]
+
+
+def test_link_ends_and_qemu_with_it_before_the_next_greeting(scene):
+  qemu = scene.attach("web1")
+  qemu.event("SHUTDOWN", USER)
+  qemu.connection.close()
+  scene.accept(qemu.monitor)
+  qemu.quit()
+  assert scene.verdict("web1") == "user"
+  assert scene.verdicts("web1") == ["user"]
+
+
+@pytest.mark.parametrize(
+  ("last_words", "verdict"),
+  [
+    ([("SHUTDOWN", USER)], "user"),
+    ([("POWERDOWN", None), ("SHUTDOWN", USER)], "administrator"),
+    ([("SHUTDOWN", SIGNAL)], "administrator"),
+    ([], "killed or crashed"),
+  ],
+)
+@pytest.mark.parametrize("old_stays", [True, False])
+def test_started_anew_before_the_daemon_has_looked(
+  scene, last_words, verdict, old_stays
+):
+  """As QEMU's last words are not read yet, its name is another one's."""
+  old = scene.attach("web1")
+  for name, data in last_words:
+    old.event(name, data)
+  if not old_stays:
+    old.die()
+  new = scene.attach("web1")
+  assert scene.verdicts("web1") == [verdict]
+  if old_stays:
+    assert not old.connection.is_open
+  # Nothing of the old life is left.
+  assert not scene.has_file("web1")
+  new.event("SHUTDOWN", USER)
+  scene.until(scene.has_file, "web1")
+  new.quit()
+  assert scene.verdict("web1", 2) == "user"
+
+
+def test_file_of_a_life_that_is_over_when_the_next_begins(scene):
+  """It was right, and it was read or not; now it would be wrong."""
+  old = scene.attach("web1")
+  old.event("SHUTDOWN", USER)
+  scene.until(scene.has_file, "web1")
+  old.quit()
+  assert scene.verdict("web1") == "user"
+  new = scene.attach("web1")
+  scene.until(lambda: not scene.has_file("web1"))
+  new.quit()
+  assert scene.verdict("web1", 2) == "killed or crashed"
+
+
+def test_file_appears_in_the_last_moment_of_a_life_that_crashed(scene):
+  """Whoever made it."""
+  qemu = scene.attach("web1")
+  scene.file("web1").touch()
+  qemu.die()
+  scene.verdict("web1")
+  scene.until(lambda: not scene.has_file("web1"))
+
+
+def test_socket_is_removed_while_qemu_lives_on(scene):
+  qemu = scene.attach("web1")
+  qemu.monitor.path.unlink()
+  scene.fence()
+  assert scene.verdicts("web1") == []
+  qemu.event("SHUTDOWN", USER)
+  scene.until(scene.has_file, "web1")
+  qemu.die()
+  assert scene.verdict("web1") == "user"
+
+
+def test_socket_gets_other_rights_and_owner(scene):
+  scene.start(rescan_interval=0.01)
+  qemu = scene.attach("web1")
+  qemu.monitor.path.chmod(0o777)
+  os.chown(qemu.monitor.path, os.geteuid(), os.getegid())
+  scene.fence()
+  assert scene.verdicts("web1") == []
+  qemu.event("SHUTDOWN", USER)
+  qemu.quit()
+  assert scene.verdict("web1") == "user"
+
+
+def test_socket_gets_another_date(scene):
+  """As by touch(1), or a careless copy of the directory's dates."""
+  scene.start(rescan_interval=0.01)
+  qemu = scene.attach("web1")
+  later = time.time_ns() + 10**9
+  os.utime(qemu.monitor.path, ns=(later, later))
+  for _ in range(3):
+    scene.fence()
+  qemu.event("SHUTDOWN", USER)
+  scene.until(scene.has_file, "web1")
+  qemu.quit()
+  assert scene.verdict("web1") == "user"
+  assert scene.verdicts("web1") == ["user"]
+
+
+# --- Files that were there before ---
+
+
+def stale(scene, monitor, *, age):
+  """Leaves a shutdown file that is so many seconds older than a socket."""
+  born = monitor.path.lstat().st_mtime_ns
+  date = born - int(age * 10**9)
+  scene.file(monitor.instance).touch()
+  os.utime(scene.file(monitor.instance), ns=(date, date))
+
+
+@pytest.mark.parametrize("age", [1e-9, 0, 5, 10**6])
+def test_file_of_an_earlier_life(scene, age):
+  monitor = FakeMonitor(scene.ctrl_dir, "web1")
+  stale(scene, monitor, age=age)
+  qemu = scene.serve(monitor)
+  scene.until(lambda: not scene.has_file("web1"))
+  scene.fence()
+  qemu.connection.receive()
+  assert len(qemu.connection.commands) == 1
+  qemu.quit()
+  assert scene.verdict("web1") == "killed or crashed"
+
+
+@pytest.mark.parametrize(
+  ("answer", "stays"),
+  [
+    ({"return": {"status": "running", "running": True}}, False),
+    ({"return": {"status": "paused", "running": False}}, False),
+    ({"return": {"status": "prelaunch"}}, False),
+    ({"return": {"status": "shutdown", "running": False}}, True),
+    ({"return": {}}, True),
+    ({"return": None}, True),
+    ({"return": []}, True),
+    ({"error": {"class": "CommandNotFound", "desc": "no"}}, True),
+    (None, True),
+  ],
+)
+def test_file_of_this_life(scene, answer, stays):
+  """An earlier daemon may have written it; the guest may run again by now."""
+  monitor = FakeMonitor(scene.ctrl_dir, "web1")
+  stale(scene, monitor, age=-1e-9)
+  qemu = scene.serve(monitor)
+  scene.until(lambda: qemu.connection.receive() == 2)
+  query = qemu.connection.commands[1]
+  assert query["execute"] == "query-status"
+  if answer is not None:
+    qemu.connection.send(encode({**answer, "id": query["id"]}))
+  scene.fence()
+  assert scene.has_file("web1") is stays
+  qemu.quit()
+  assert scene.verdict("web1") == ("user" if stays else "killed or crashed")
+  assert scene.has_file("web1") is stays
+
+
+@pytest.mark.parametrize("ident", ["other", None, 7, ["status"]])
+def test_answer_to_another_command_says_nothing(scene, ident):
+  monitor = FakeMonitor(scene.ctrl_dir, "web1")
+  stale(scene, monitor, age=-1)
+  qemu = scene.serve(monitor)
+  qemu.connection.send(encode({"return": {"status": "running"}, "id": ident}))
+  scene.fence()
+  assert scene.has_file("web1")
+
+
+@pytest.mark.parametrize(
+  ("event_name", "data", "verdict"),
+  [
+    ("RESET", None, "killed or crashed"),
+    ("SHUTDOWN", SIGNAL, "user"),
+    ("SHUTDOWN", {"guest": True, "reason": "guest-panic"}, "guest panic"),
+  ],
+)
+def test_event_after_a_file_of_this_life(scene, event_name, data, verdict):
+  monitor = FakeMonitor(scene.ctrl_dir, "web1")
+  stale(scene, monitor, age=-1)
+  qemu = scene.serve(monitor)
+  qemu.event(event_name, data)
+  qemu.quit()
+  assert scene.verdict("web1") == verdict
+  assert scene.has_file("web1") is (verdict == "user")
+
+
+def test_late_answer_takes_nothing_back_that_was_announced_since(scene):
+  monitor = FakeMonitor(scene.ctrl_dir, "web1")
+  stale(scene, monitor, age=-1)
+  qemu = scene.serve(monitor)
+  qemu.event("RESET")
+  qemu.event("SHUTDOWN", USER)
+  qemu.connection.answer({"status": "running"}, "status")
+  scene.fence()
+  assert scene.has_file("web1")
+
+
+# --- The daemon is restarted ---
+
+
+def test_daemon_is_restarted_between_announcement_and_end(scene):
+  qemu = scene.attach("web1")
+  qemu.event("SHUTDOWN", USER)
+  scene.until(scene.has_file, "web1")
+  qemu.connection.close()
+  scene.start()
+  again = scene.serve(qemu.monitor)
+  scene.until(lambda: again.connection.receive() == 2)
+  again.quit()
+  assert scene.verdict("web1") == "user"
+  assert scene.has_file("web1")
+
+
+def test_daemon_is_restarted_between_powerdown_and_shutdown(scene):
+  qemu = scene.attach("web1")
+  qemu.event("POWERDOWN")
+  scene.fence()
+  qemu.connection.close()
+  scene.start()
+  again = scene.serve(qemu.monitor)
+  again.event("SHUTDOWN", USER)
+  again.quit()
+  assert scene.verdict("web1") == "administrator"
+  scene.fence()
+  assert os.listdir(scene.ctrl_dir) == []
+
+
+def test_powerdown_of_an_earlier_life_is_forgotten(scene):
+  scene.attach("web1").event("POWERDOWN")
+  scene.fence()
+  scene.start()
+  new = scene.attach("web1")
+  new.event("SHUTDOWN", USER)
+  new.quit()
+  assert scene.verdict("web1") == "user"
+  scene.fence()
+  assert os.listdir(scene.ctrl_dir) == ["web1.shutdown"]
+
+
+def test_daemon_is_restarted_after_the_end(scene):
+  """Nobody is attached to then, and what was decided stays."""
+  for name, data in ("web1", USER), ("db1", SIGNAL):
+    qemu = scene.attach(name)
+    qemu.event("SHUTDOWN", data)
+    qemu.die()
+    scene.verdict(name)
+  scene.start()
+  scene.fence()
+  assert scene.has_file("web1")
+  assert not scene.has_file("db1")
+
+
+def test_end_of_the_daemon_is_no_verdict(scene):
+  qemu = scene.attach("web1")
+  scene.stop()
+  assert not qemu.connection.is_open
+  assert scene.verdicts("web1") == []
+
+
+# --- Trouble with the directory ---
+
+
+def test_mark_that_cannot_be_written_at_once(scene, monkeypatch):
+  monkeypatch.setattr(monitors, "_SETTLING_INTERVAL", 0.01)
+  qemu = scene.attach("web1")
+  scene.file("web1").mkdir()
+  qemu.event("SHUTDOWN", USER)
+  scene.says("instance web1: cannot write its file web1.shutdown")
+  qemu.quit()
+  assert scene.verdict("web1") == "user"
+  for _ in range(3):
+    scene.fence()
+  assert scene.count("cannot") == 1
+  scene.file("web1").rmdir()
+  scene.until(lambda: scene.file("web1").is_file())
+
+
+def test_mark_that_can_neither_be_removed_nor_written_at_once(
+  scene, monkeypatch
+):
+  monkeypatch.setattr(monitors, "_SETTLING_INTERVAL", 0.01)
+  scene.file("web1").mkdir()
+  qemu = scene.attach("web1")
+  scene.says("instance web1: cannot ")
+  qemu.event("SHUTDOWN", USER)
+  qemu.quit()
+  assert scene.verdict("web1") == "user"
+  scene.file("web1").rmdir()
+  scene.until(lambda: scene.file("web1").is_file())
+
+
+def test_mark_that_cannot_be_removed_at_once(scene, monkeypatch):
+  monkeypatch.setattr(monitors, "_SETTLING_INTERVAL", 0.01)
+  qemu = scene.attach("web1")
+  scene.file("web1").mkdir()
+  (scene.file("web1") / "content").mkdir()
+  qemu.event("SHUTDOWN", SIGNAL)
+  qemu.quit()
+  assert scene.verdict("web1") == "administrator"
+  scene.says("instance web1: cannot remove its file web1.shutdown")
+  shutil.rmtree(scene.file("web1"))
+  scene.file("web1").touch()
+  scene.until(lambda: not scene.has_file("web1"))
+
+
+def test_disk_is_full(scene, monkeypatch):
+  """Real: a file system that has room for so many files."""
+  scene.stop()
+  monkeypatch.setattr(monitors, "_SETTLING_INTERVAL", 0.01)
+
+  def check():
+    forked.mount_small(str(scene.ctrl_dir), files=2)
+    scene.start()
+    qemu = scene.attach("web1")
+    (scene.ctrl_dir / "full").touch()
+    qemu.event("SHUTDOWN", USER)
+    scene.says("No space left on device")
+    assert not scene.has_file("web1")
+    qemu.die()
+    assert scene.verdict("web1") == "user"
+    (scene.ctrl_dir / "full").unlink()
+    scene.until(scene.has_file, "web1")
+    assert scene.count("No space left") == 1
+    scene.stop()
+
+  forked.run(check, forked.Place.OWN_MOUNTS)
+
+
+def test_directory_comes_late(scene):
+  shutil.rmtree(scene.ctrl_dir)
+  scene.start()
+  assert not scene.daemon.has_directory
+  scene.ctrl_dir.mkdir()
+  qemu = scene.attach("web1")
+  assert scene.daemon.has_directory
+  qemu.event("SHUTDOWN", USER)
+  scene.until(scene.has_file, "web1")
+
+
+def test_directory_is_moved_into_place_with_all_in_it(scene, scratch):
+  scene.ctrl_dir.rmdir()
+  scene.start()
+  (scratch / "new").mkdir()
+  monitor = FakeMonitor(scratch / "new", "web1")
+  scene.turn()
+  (scratch / "new").rename(scene.ctrl_dir)
+  scene.serve(monitor)
+
+
+def test_directory_is_away_when_the_user_shuts_down(scene, scratch):
+  qemu = scene.attach("web1")
+  scene.ctrl_dir.rename(scratch / "away")
+  scene.says("is gone")
+  qemu.event("SHUTDOWN", USER)
+  qemu.die()
+  assert scene.verdict("web1") == "user"
+  (scratch / "away").rename(scene.ctrl_dir)
+  scene.says("is there now")
+  scene.until(scene.has_file, "web1")
+
+
+def test_directory_is_away_when_an_instance_crashes(scene, scratch):
+  qemu = scene.attach("web1")
+  scene.file("web1").touch()
+  scene.ctrl_dir.rename(scratch / "away")
+  scene.says("is gone")
+  qemu.die()
+  assert scene.verdict("web1") == "killed or crashed"
+  (scratch / "away").rename(scene.ctrl_dir)
+  scene.until(lambda: not scene.has_file("web1"))
+
+
+def test_directory_is_removed_and_made_anew(scene):
+  qemu = scene.attach("web1")
+  for _ in range(3):
+    shutil.rmtree(scene.ctrl_dir)
+    scene.ctrl_dir.mkdir()
+    scene.fence()
+  assert scene.verdicts("web1") == []
+  qemu.event("SHUTDOWN", USER)
+  scene.until(scene.has_file, "web1")
+  qemu.die()
+  assert scene.verdict("web1") == "user"
+
+
+def test_directory_is_exchanged(scene, scratch):
+  old = scene.attach("web1")
+  scene.ctrl_dir.rename(scratch / "old")
+  scene.ctrl_dir.mkdir()
+  new = scene.attach("web1")
+  assert scene.verdicts("web1") == ["killed or crashed"]
+  old.die()
+  new.event("SHUTDOWN", USER)
+  new.quit()
+  assert scene.verdict("web1", 2) == "user"
+  assert os.listdir(scratch / "old") == ["web1.kvmd"]
+
+
+def test_directory_becomes_a_file(scene):
+  scene.ctrl_dir.rmdir()
+  scene.ctrl_dir.touch()
+  scene.says(f"cannot use {scene.ctrl_dir}: Not a directory")
+  scene.ctrl_dir.unlink()
+  scene.ctrl_dir.mkdir()
+  scene.fence()
+
+
+def test_something_is_mounted_over_the_directory(scene):
+  """The kernel tells nobody; the next look at everything finds out."""
+  scene.stop()
+
+  def check():
+    scene.start(rescan_interval=0.05)
+    scene.attach("web1")
+    forked.mount_small(str(scene.ctrl_dir), files=9)
+    qemu = scene.attach("db1")
+    qemu.event("SHUTDOWN", USER)
+    scene.until(scene.has_file, "db1")
+    scene.stop()
+
+  forked.run(check, forked.Place.OWN_MOUNTS)
+
+
+def test_more_happens_than_the_kernel_tells(scene):
+  limit = int(
+    pathlib.Path("/proc/sys/fs/inotify/max_queued_events").read_text()
+  )
+  one, two = scene.ctrl_dir / "one", scene.ctrl_dir / "two"
+  one.touch()
+  for _ in range(limit // 2 + 1):
+    one.rename(two)
+    two.rename(one)
+  scene.attach("web1")
+  assert scene.count("lost track") == 1
+
+
+@pytest.mark.parametrize(
+  "kind", ["file", "directory", "fifo", "link", "broken"]
+)
+def test_what_is_no_socket(scene, kind, scratch):
+  """It is named once, and followed no more than any other file."""
+  path = scene.ctrl_dir / "web1.kvmd"
+  if kind == "file":
+    path.touch()
+  elif kind == "directory":
+    path.mkdir()
+  elif kind == "fifo":
+    os.mkfifo(path)
+  elif kind == "link":
+    path.symlink_to(FakeMonitor(scratch, "elsewhere").path)
+  else:
+    path.symlink_to("missing")
+  scene.says("instance web1: cannot reach its monitor web1.kvmd: ")
+  for _ in range(2):
+    scene.fence()
+  assert scene.count("web1") == 1
+  if kind == "directory":
+    path.rmdir()
+  else:
+    path.unlink()
+  scene.attach("web1")
+
+
+def test_socket_of_another_kind(scene):
+  listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+  with listener:
+    listener.bind(str(scene.ctrl_dir / "web1.kvmd"))
+    listener.listen()
+    scene.says("instance web1: cannot connect to its monitor")
+    scene.fence()
+    assert scene.count("web1") == 1
+
+
+@pytest.mark.parametrize(
+  "name",
+  [".", "..", "-rf", "$(reboot)", "ü", os.fsdecode(b"\xff\x80"), "a.kvmd"],
+)
+def test_name(scene, name):
+  qemu = scene.attach(name)
+  qemu.event("SHUTDOWN", USER)
+  scene.until(scene.has_file, name)
+  qemu.quit()
+  assert scene.verdict(name) == "user"
+
+
+def test_name_with_white_space(scene):
+  qemu = scene.attach("a b\nc")
+  qemu.event("SHUTDOWN", USER)
+  scene.until(scene.has_file, "a b\nc")
+
+
+@pytest.mark.parametrize("length", [238, 246, 247, 250])
+@pytest.mark.parametrize("events", [[], [("SHUTDOWN", USER)]])
+def test_long_name(scene, scratch, length, events, monkeypatch):
+  """Some are too long for a shutdown file, with the monitor's shorter name."""
+  monkeypatch.setattr(monitors, "_SETTLING_INTERVAL", 0.01)
+  name = "x" * length
+  fits = len(scene.file(name).name) <= 255
+  monitor = FakeMonitor(scratch, "short")
+  monitor.path.rename(scene.ctrl_dir / f"{name}.kvmd")
+  qemu = scene.serve(monitor)
+  for event_name, data in events:
+    qemu.event(event_name, data)
+  qemu.die()
+  assert scene.verdict(name) == ("user" if events else "killed or crashed")
+  for _ in range(3):
+    scene.fence()
+  if fits:
+    assert scene.has_file(name) is bool(events)
+  assert scene.count("too long") == (0 if fits else len(events))
+
+
+# --- Many ---
+
+
+def test_many_instances(scene):
+  before = len(os.listdir("/proc/self/fd"))
+  machines = [FakeMonitor(scene.ctrl_dir, f"web{n}") for n in range(200)]
+  scene.start()
+  qemus = [scene.serve(machine) for machine in machines]
+  for number, qemu in enumerate(qemus):
+    if number % 2:
+      qemu.event("SHUTDOWN", USER)
+    qemu.quit()
+  for number in range(200):
+    expected = "user" if number % 2 else "killed or crashed"
+    assert scene.verdict(f"web{number}") == expected
+  scene.fence()
+  assert set(os.listdir(scene.ctrl_dir)) == {
+    f"web{number}.shutdown" for number in range(1, 200, 2)
+  }
+  assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_instances_that_come_and_go_leave_nothing(scene):
+  before = len(os.listdir("/proc/self/fd"))
+  for number in range(50):
+    qemu = scene.attach(f"web{number % 7}")
+    if number % 3:
+      qemu.event("SHUTDOWN", USER)
+    if number % 2:
+      qemu.quit()
+    else:
+      qemu.die()
+    scene.until(
+      lambda n=number: (
+        sum(map(bool, map(VERDICT.fullmatch, scene.lines))) == n + 1
+      )
+    )
+  assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_out_of_descriptors(scene):
+  scene.stop()
+
+  def check():
+    # The fakes live in this process, too, and need theirs.
+    machines = [FakeMonitor(scene.ctrl_dir, f"web{n:02}") for n in range(40)]
+    in_use = len(os.listdir("/proc/self/fd"))
+    room = 2 * 20 + monitors._RESERVED + in_use
+    resource.setrlimit(resource.RLIMIT_NOFILE, (room, room))
+    reserved = monitors._RESERVED
+    with mock.patch.object(monitors, "_RESERVED", reserved + in_use + 20):
+      scene.start(rescan_interval=0.05)
+      attached = {}
+
+      def serve_all():
+        for machine in machines:
+          connection = machine.accept()
+          if connection is not None:
+            connection.greet()
+            connection.answer()
+            attached[machine.instance] = Qemu(machine, connection)
+        return len(attached)
+
+      scene.until(lambda: serve_all() == 20)
+      scene.says("20 instances cannot be watched")
+      for _ in range(20):
+        scene.daemon.turn(0.01)
+      assert serve_all() == 20
+      assert scene.count("cannot be watched") == 1
+      # As some end, others take their places.
+      first = list(attached)
+      for name in first:
+        attached[name].event("SHUTDOWN", USER)
+        attached[name].quit()
+        machines.remove(attached[name].monitor)
+        assert scene.verdict(name) == "user"
+      scene.until(lambda: serve_all() == 40)
+      assert scene.count("web") >= 40
+      scene.stop()
+
+  forked.run(check)
+
+
+def test_room_is_taken_by_others(scene):
+  """No descriptor is left, though there should be one."""
+  scene.stop()
+
+  def check():
+    machine = FakeMonitor(scene.ctrl_dir, "web1")
+    scene.start()
+    in_use = len(os.listdir("/proc/self/fd"))
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (in_use - 1, hard))
+    scene.says("instance web1: cannot")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    qemu = scene.serve(machine)
+    qemu.event("SHUTDOWN", USER)
+    qemu.quit()
+    assert scene.verdict("web1") == "user"
+    scene.stop()
+
+  forked.run(check)
+
+
+# --- Anything at all ---
+
+
+def test_any_history_over_any_connections(scene):
+  """However it arrives, the verdict is what the whole history says."""
+
+  @settings(max_examples=settings.default.max_examples // 2)
+  @given(
+    HISTORIES,
+    st.lists(st.sampled_from(["on", "cut", "turn", "link"]), max_size=9),
+  )
+  def check(history, ways):
+    name = os.path.basename(tempfile.mktemp(prefix="web"))
+    qemu = scene.attach(name)
+    for place, (event_name, data) in enumerate(history):
+      text = event(event_name, data)
+      way = ways[place] if place < len(ways) else "on"
+      if way == "cut":
+        qemu.connection.send(text[:30])
+        scene.turn()
+        text = text[30:]
+      qemu.connection.send(text)
+      if way == "turn":
+        scene.turn()
+        announced = judge(history[: place + 1]).value
+        assert scene.has_file(name) is (announced == "user")
+      elif way == "link":
+        qemu.connection.close()
+        qemu = scene.serve(qemu.monitor)
+    qemu.quit()
+    expected = judge(history).value
+    assert scene.verdict(name) == expected
+    scene.until(lambda: scene.has_file(name) is (expected == "user"))
+    assert scene.verdicts(name) == [expected]
+
+  check()

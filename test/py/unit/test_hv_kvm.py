@@ -1,0 +1,463 @@
+# Copyright (C) 2026 the ganeti-kvmd developers
+# SPDX-License-Identifier: BSD-2-Clause
+
+"""Tests of the hypervisor side over Ganeti's own class.
+
+The directories and the processes are real; only QEMU is not: a process with its
+command line stands for it, and nothing is started or asked to shut down.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import logging
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from ganeti import constants, errors, objects
+from ganeti.hypervisor import hv_base, hv_kvm
+from ganeti.hypervisor.hv_kvm import stock
+from ganeti.kvmd import ctrldir, launch
+from ganeti.kvmd.ctrldir import Mark
+from guests import lifetime
+
+NAME = "web1.example.com"
+OTHER = "web2.example.com"
+
+_MARKS = [Mark.SHUTDOWN, Mark.POWERDOWN]
+
+#: As the second line of a journal
+_USER = (
+  b'{"timestamp": {"seconds": 1, "microseconds": 0}, "event": "SHUTDOWN",'
+  b' "data": {"guest": true, "reason": "guest-shutdown"}}\r\n'
+)
+_GREETING = (
+  b'{"QMP": {"version": {"qemu": {"micro": 0, "minor": 2, "major": 7}},'
+  b' "capabilities": []}}\r\n'
+)
+
+_HOLD = """
+import signal, sys
+sys.path.insert(0, sys.argv[1])
+from ganeti.kvmd import pidfile
+lock = pidfile.PidFile(sys.argv[2])
+print("ready", flush=True)
+signal.pause()
+"""
+
+
+class Place:
+  """The hypervisor's directories, and what is done there by others."""
+
+  def __init__(self, root: pathlib.Path) -> None:
+    self.root = root
+    self.ctrl = root / "ctrl"
+    self.pid_file = root / "kvmd.pid"
+    self._processes: list[subprocess.Popen[bytes]] = []
+
+  def mark(self, mark: Mark, name: str = NAME) -> None:
+    """Leaves a mark."""
+    (self.ctrl / f"{name}{mark.value}").touch()
+
+  def marks(self, name: str = NAME) -> list[Mark]:
+    """Says which marks an instance has."""
+    return [
+      mark for mark in _MARKS if (self.ctrl / f"{name}{mark.value}").exists()
+    ]
+
+  def journal(self, name: str = NAME) -> pathlib.Path:
+    """Leaves the journal of an instance that its user turned off."""
+    (self.ctrl / f"{name}{ctrldir.JOURNAL_COMMANDS}").touch()
+    events = self.ctrl / f"{name}{ctrldir.JOURNAL_EVENTS}"
+    events.write_bytes(_GREETING + _USER)
+    return events
+
+  def settle(self) -> None:
+    """Makes it long ago that anything changed."""
+    os.utime(self.ctrl, (1, 1))
+
+  def start_qemu(self, name: str = NAME) -> subprocess.Popen[bytes]:
+    """Starts what looks like an instance's QEMU."""
+    waiting = "import signal; print(flush=True); signal.pause()"
+    qemu = self._start("-c", waiting, "-name", name, "-m", "32", "-smp", "1")
+    (self.root / "pid" / name).write_text(f"{qemu.pid}\n")
+    return qemu
+
+  def start_daemon(self) -> None:
+    """Starts what holds the daemon's pidfile."""
+    build = os.environ["GANETI_KVMD_BUILD"]
+    self._start("-c", _HOLD, build, str(self.pid_file))
+
+  def stop_all(self) -> None:
+    """Ends all processes."""
+    for each in self._processes:
+      each.kill()
+      each.wait()
+      each.stdout.close()
+
+  def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
+    process = lifetime.start(
+      [sys.executable, *arguments], stdout=subprocess.PIPE
+    )
+    self._processes.append(process)
+    assert process.stdout.readline()
+    return process
+
+
+@pytest.fixture
+def place(monkeypatch, scratch) -> collections.abc.Iterator[Place]:
+  """The hypervisor's directories."""
+  ours = hv_kvm.KVMHypervisor
+  root = stock.KVMHypervisor._ROOT_DIR
+  for name in dir(ours):
+    value = getattr(ours, name)
+    if name.endswith("_DIR") and str(value).startswith(root):
+      moved = str(scratch) + value[len(root) :]
+      monkeypatch.setattr(stock.KVMHypervisor, name, moved)
+      (scratch / moved).mkdir(exist_ok=True)
+  monkeypatch.setattr(stock.KVMHypervisor, "_DIRS", [])
+  found = Place(scratch)
+  monkeypatch.setattr(launch, "pid_file", lambda: str(found.pid_file))
+  yield found
+  found.stop_all()
+
+
+@pytest.fixture
+def hypervisor(place: Place) -> hv_kvm.KVMHypervisor:
+  """Ours, as Ganeti makes one for each call."""
+  return hv_kvm.KVMHypervisor()
+
+
+def _instance(*, user_shutdown: bool = True) -> objects.Instance:
+  hvparams = {
+    constants.HV_KVM_USER_SHUTDOWN: user_shutdown,
+    constants.HV_ACPI: True,
+  }
+  return objects.Instance(name=NAME, hvparams=hvparams)
+
+
+class TestStart:
+  """QEMU is started: for a start, a reboot, or a migration to this node."""
+
+  @pytest.fixture
+  def runtime(self, monkeypatch, place: Place) -> list[list[Mark]]:
+    """The marks that there are when Ganeti's own method begins."""
+    seen = []
+    monkeypatch.setattr(
+      stock.KVMHypervisor,
+      "_ExecuteKVMRuntime",
+      lambda *_: seen.append(place.marks()),
+    )
+    return seen
+
+  def test_nothing_of_an_earlier_life_is_left(
+    self, hypervisor, place: Place, runtime
+  ) -> None:
+    for mark in _MARKS:
+      place.mark(mark)
+      place.mark(mark, OTHER)
+    events = place.journal()
+    hypervisor._ExecuteKVMRuntime(_instance(), "runtime", "help")
+    assert runtime == [[]]
+    assert not events.exists()
+    assert place.marks(OTHER) == _MARKS
+
+  def test_without_a_control_directory(
+    self, hypervisor, place: Place, runtime
+  ) -> None:
+    place.ctrl.rmdir()
+    hypervisor._ExecuteKVMRuntime(_instance(), "runtime", "help")
+    assert runtime == [[]]
+
+  @pytest.mark.parametrize("wanted", [False, True])
+  def test_a_journal_is_kept_for_whom_it_is_of_use(
+    self, hypervisor, monkeypatch, place: Place, runtime, wanted: bool
+  ) -> None:
+    commands = []
+    monkeypatch.setattr(
+      stock.KVMHypervisor,
+      "_RunKVMCmd",
+      lambda _self, name, command, tap_fds: commands.append(command),
+    )
+    hypervisor._ExecuteKVMRuntime(
+      _instance(user_shutdown=wanted), "runtime", "help"
+    )
+    given = ["qemu", "-m", "32"]
+    hypervisor._RunKVMCmd(NAME, given, [])
+    assert given == ["qemu", "-m", "32"]
+    assert commands[0][:3] == given
+    assert any("path=" in word for word in commands[0]) is wanted
+    events = place.ctrl / f"{NAME}{ctrldir.JOURNAL_EVENTS}"
+    assert events.exists() is wanted
+
+  def test_without_a_journal_it_starts_as_well(
+    self, hypervisor, monkeypatch, place: Place, runtime, caplog
+  ) -> None:
+    commands = []
+    monkeypatch.setattr(
+      stock.KVMHypervisor,
+      "_RunKVMCmd",
+      lambda _self, name, command, tap_fds: commands.append(command),
+    )
+    hypervisor._ExecuteKVMRuntime(_instance(), "runtime", "help")
+    (place.ctrl / f"{NAME}{ctrldir.JOURNAL_EVENTS}").mkdir()
+    hypervisor._RunKVMCmd(NAME, ["qemu"], [])
+    assert commands == [["qemu"]]
+    assert f"Instance {NAME} is started without a journal" in caplog.text
+
+  @pytest.mark.parametrize(
+    ("hvparams", "wanted"),
+    [
+      (None, 0),
+      ({constants.HV_KVM_USER_SHUTDOWN: False}, 0),
+      ({constants.HV_KVM_USER_SHUTDOWN: True}, 1),
+    ],
+  )
+  def test_the_daemon_is_started_for_whom_it_is_of_use(
+    self, hypervisor, monkeypatch, hvparams, wanted: int
+  ) -> None:
+    calls = []
+    monkeypatch.setattr(launch, "ensure", lambda: calls.append(()))
+    hypervisor._StartKvmd(hvparams)
+    assert len(calls) == wanted
+
+
+class TestStop:
+  """An administrator stops an instance."""
+
+  @pytest.fixture
+  def stopping(self, monkeypatch, place: Place) -> list[list[Mark]]:
+    """The marks when Ganeti stops it; the daemon leaves its own meanwhile."""
+    seen = []
+
+    def stop(*_args, **_kwargs):
+      seen.append(place.marks())
+      place.mark(Mark.SHUTDOWN)
+
+    monkeypatch.setattr(stock.KVMHypervisor, "_StopInstance", stop)
+    return seen
+
+  def test_is_marked_before_anything_is_done(
+    self, hypervisor, place: Place, stopping
+  ) -> None:
+    place.start_qemu()
+    hypervisor.StopInstance(_instance())
+    assert stopping == [[Mark.POWERDOWN]]
+    assert place.marks() == [Mark.POWERDOWN]
+
+  def test_is_said_again_at_each_call(
+    self, hypervisor, place: Place, stopping
+  ) -> None:
+    place.start_qemu()
+    for force in (False, False, True):
+      hypervisor.StopInstance(_instance(), force=force, retry=True)
+      assert place.marks() == [Mark.POWERDOWN]
+
+  def test_is_not_said_of_one_that_is_down(
+    self, hypervisor, place: Place, stopping
+  ) -> None:
+    place.mark(Mark.SHUTDOWN)
+    events = place.journal()
+    hypervisor.StopInstance(_instance())
+    assert place.marks() == []
+    assert not events.exists()
+
+  def test_that_fails(self, hypervisor, monkeypatch, place: Place) -> None:
+    def fail(*_args, **_kwargs):
+      place.mark(Mark.SHUTDOWN)
+      raise errors.HypervisorError("no monitor")
+
+    monkeypatch.setattr(stock.KVMHypervisor, "_StopInstance", fail)
+    place.start_qemu()
+    with pytest.raises(errors.HypervisorError, match="no monitor"):
+      hypervisor.StopInstance(_instance())
+    assert place.marks() == [Mark.POWERDOWN]
+
+  def test_what_is_passed_on(self, hypervisor, monkeypatch, place) -> None:
+    passed = []
+    monkeypatch.setattr(
+      stock.KVMHypervisor,
+      "_StopInstance",
+      lambda _self, instance, force, name, timeout: passed.append(
+        (instance.name, force, name, timeout)
+      ),
+    )
+    hypervisor.StopInstance(_instance(), True, False, NAME, 7)
+    hypervisor.StopInstance(_instance(), timeout=7)
+    assert passed == [(NAME, True, NAME, 7), (NAME, False, None, 7)]
+
+  def test_by_force(self, hypervisor, place: Place) -> None:
+    qemu = place.start_qemu()
+    hypervisor.StopInstance(_instance(), force=True)
+    qemu.wait(timeout=lifetime.PATIENCE)
+    assert Mark.SHUTDOWN not in place.marks()
+
+  def test_that_cannot_be_marked(
+    self, hypervisor, place: Place, stopping, caplog
+  ) -> None:
+    place.start_qemu()
+    (place.ctrl / f"{NAME}{Mark.POWERDOWN.value}").mkdir()
+    hypervisor.StopInstance(_instance())
+    assert len(stopping) == 1
+    assert f"Cannot mark instance {NAME}" in caplog.text
+
+
+class TestCleanup:
+  """What is left when an instance is down."""
+
+  def test_nothing(self, hypervisor, place: Place) -> None:
+    for mark in _MARKS:
+      place.mark(mark)
+      place.mark(mark, OTHER)
+    events = place.journal()
+    hypervisor.CleanupInstance(NAME)
+    assert place.marks() == []
+    assert not events.exists()
+    assert place.marks(OTHER) == _MARKS
+
+  def test_everything_if_it_is_not(self, hypervisor, place: Place) -> None:
+    place.start_qemu()
+    place.mark(Mark.POWERDOWN)
+    with pytest.raises(errors.HypervisorError, match="live instance"):
+      hypervisor.CleanupInstance(NAME)
+    assert place.marks() == [Mark.POWERDOWN]
+
+
+class TestMigration:
+  """What is said of an instance stays on the node where it was said."""
+
+  def test_away(self, hypervisor, place: Place) -> None:
+    qemu = place.start_qemu()
+    for mark in _MARKS:
+      place.mark(mark)
+    hypervisor.FinalizeMigrationSource(_instance(), True, True)
+    qemu.wait(timeout=lifetime.PATIENCE)
+    assert place.marks() == []
+
+  def test_away_failed_and_it_is_down(self, hypervisor, place: Place) -> None:
+    place.mark(Mark.SHUTDOWN)
+    hypervisor.FinalizeMigrationSource(_instance(), False, True)
+    assert place.marks() == []
+
+  def test_away_failed_and_it_lives(
+    self, hypervisor, monkeypatch, place: Place
+  ) -> None:
+    place.start_qemu()
+    place.mark(Mark.POWERDOWN)
+    monkeypatch.setattr(
+      stock.KVMHypervisor, "_ClearInstanceMigrationCapabilities", print
+    )
+    hypervisor.qmp = type("Qmp", (), {"ContinueGuestEmulation": print})()
+    hypervisor.FinalizeMigrationSource(_instance(), False, True)
+    assert place.marks() == [Mark.POWERDOWN]
+
+  def test_here_failed(self, hypervisor, place: Place) -> None:
+    qemu = place.start_qemu()
+    hypervisor.FinalizeMigrationDst(_instance(), "info", False)
+    qemu.wait(timeout=lifetime.PATIENCE)
+    assert place.marks() == []
+
+
+class TestInfo:
+  """What Ganeti is told of an instance."""
+
+  _SHUTDOWN = (NAME, -1, 0, 0, hv_base.HvInstanceState.SHUTDOWN, 0)
+
+  def test_that_its_user_shut_down(self, hypervisor, place: Place) -> None:
+    place.mark(Mark.SHUTDOWN)
+    assert hypervisor.GetInstanceInfo(NAME) == self._SHUTDOWN
+    assert hypervisor.GetInstanceInfo(NAME, hvparams={}) == self._SHUTDOWN
+
+  def test_that_its_journal_says_it_of(self, hypervisor, place: Place) -> None:
+    place.journal()
+    assert hypervisor.GetInstanceInfo(NAME) == self._SHUTDOWN
+
+  def test_whose_journal_is_of_no_use(
+    self, hypervisor, place: Place, caplog
+  ) -> None:
+    place.journal().write_bytes(b"no QMP")
+    place.settle()
+    assert hypervisor.GetInstanceInfo(NAME) is None
+    assert f"Instance {NAME}: its journal is of no use" in caplog.text
+
+  def test_that_runs(self, hypervisor, monkeypatch, place: Place) -> None:
+    """A file beside a live process says nothing."""
+
+    def refuse(_path):
+      raise errors.HypervisorError("no monitor")
+
+    monkeypatch.setattr(stock, "QmpConnection", refuse)
+    qemu = place.start_qemu()
+    place.mark(Mark.SHUTDOWN)
+    info = hypervisor.GetInstanceInfo(NAME)
+    assert info[:3] == (NAME, qemu.pid, 32)
+    assert info[4] is hv_base.HvInstanceState.RUNNING
+
+  def test_waits_for_the_daemon(self, hypervisor, place: Place) -> None:
+    place.start_daemon()
+    place.mark(Mark.POWERDOWN, OTHER)  # The directory has just changed
+    timer = threading.Timer(0.2, place.mark, [Mark.SHUTDOWN])
+    timer.start()
+    assert hypervisor.GetInstanceInfo(NAME) == self._SHUTDOWN
+    timer.join()
+
+  @pytest.mark.parametrize("why", ["no daemon", "long ago", "no directory"])
+  def test_does_not_wait_in_vain(
+    self, hypervisor, place: Place, why: str
+  ) -> None:
+    if why != "no daemon":
+      place.start_daemon()
+    if why == "long ago":
+      place.settle()
+    elif why == "no directory":
+      place.ctrl.rmdir()
+    began = time.monotonic()
+    assert hypervisor.GetInstanceInfo(NAME) is None
+    assert time.monotonic() - began < 0.5
+
+  def test_waits_once_for_all_instances(self, hypervisor, place: Place) -> None:
+    place.start_daemon()
+    for number in range(5):
+      name = f"web{number}"
+      (place.root / "conf" / f"{name}.runtime").touch()
+      place.mark(Mark.POWERDOWN, name)
+    began = time.monotonic()
+    assert list(hypervisor.GetAllInstancesInfo()) == []
+    assert time.monotonic() - began < 2.0
+
+  def test_all_of_them(self, hypervisor, place: Place) -> None:
+    for name in (NAME, OTHER):
+      (place.root / "conf" / f"{name}.runtime").touch()
+    place.mark(Mark.SHUTDOWN)
+    assert list(hypervisor.GetAllInstancesInfo()) == [self._SHUTDOWN]
+
+
+class TestAsStock:
+  """Where nothing is to be said, Ganeti is answered as by its own class."""
+
+  @pytest.mark.parametrize("has_directory", [True, False])
+  def test_without_runtime_files(
+    self, place: Place, caplog, has_directory: bool
+  ) -> None:
+    if not has_directory:
+      shutil.rmtree(place.ctrl)
+    caplog.set_level(logging.DEBUG)
+    for kind in (stock.KVMHypervisor, hv_kvm.KVMHypervisor):
+      hypervisor = kind()
+      assert hypervisor.GetInstanceInfo(NAME) is None
+      assert hypervisor.StopInstance(_instance()) is None
+      assert hypervisor.StopInstance(_instance(), force=True) is None
+      assert hypervisor.CleanupInstance(NAME) is None
+      assert hypervisor.FinalizeMigrationDst(_instance(), "", False) is None
+      assert hypervisor.FinalizeMigrationSource(_instance(), False, 1) is None
+      assert list(hypervisor.GetAllInstancesInfo()) == []
+      with pytest.raises(errors.HypervisorError, match="not running"):
+        hypervisor.RebootInstance(_instance())
+    assert place.ctrl.exists() is has_directory
+    assert not caplog.records

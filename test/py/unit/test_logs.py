@@ -1,0 +1,213 @@
+# Copyright (C) 2026 the ganeti-kvmd developers
+# SPDX-License-Identifier: BSD-2-Clause
+
+"""Tests of the logs, and of signals.
+
+They change the whole process, and so have each a process of its own.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import select
+import signal
+import sys
+import syslog
+from unittest import mock
+
+import forked
+import pytest
+from ganeti.kvmd.logs import Logs
+from ganeti.kvmd.signals import Signals
+from hypothesis import given
+from hypothesis import strategies as st
+from kvmd_process import LOG_LINE
+
+
+def logged(message, *arguments, debug=False, level=logging.INFO):
+  """Logs something to a terminal; returns the lines."""
+  with mock.patch.object(sys, "stderr", io.StringIO()) as terminal:
+    Logs("ganeti-kvmd", debug=debug).add_terminal()
+    logging.log(level, message, *arguments)
+  return terminal.getvalue()
+
+
+@pytest.mark.parametrize("debug", [True, False])
+def test_form(debug):
+  def check():
+    for level in logging.INFO, logging.WARNING, logging.ERROR:
+      text = logged("a %s", "word", debug=debug, level=level)
+      match = LOG_LINE.fullmatch(text.rstrip("\n"))
+      assert match.groups() == (
+        str(os.getpid()),
+        logging.getLevelName(level),
+        "a word",
+      )
+    assert bool(logged("x", debug=debug, level=logging.DEBUG)) is debug
+
+  forked.run(check)
+
+
+def test_any_text_is_one_line_that_a_terminal_can_bear():
+  texts = st.text(max_size=20) | st.binary(max_size=20).map(os.fsdecode)
+
+  def check():
+    @given(texts)
+    def inner(text):
+      written = logged("instance %s: x", text)
+      assert written.endswith("\n")
+      assert written[:-1].isprintable()
+      assert LOG_LINE.fullmatch(written[:-1])
+
+    inner()
+
+  forked.run(check)
+
+
+def test_printable_text_is_left_as_it_is():
+  def check():
+    assert logged("über %s", 'C:\\ "x"').endswith(' über C:\\ "x"\n')
+
+  forked.run(check)
+
+
+def test_trace_of_a_fault_is_escaped():
+  def check():
+    with mock.patch.object(sys, "stderr", io.StringIO()) as terminal:
+      Logs("ganeti-kvmd", debug=False).add_terminal()
+      try:
+        raise ValueError("a\x1b[2J\nb")
+      except ValueError:
+        logging.exception("fault")
+    text = terminal.getvalue()
+    assert "ValueError: a" in text
+    assert text.replace("\n", "").isprintable()
+
+  forked.run(check)
+
+
+def test_file_is_opened_anew(scratch):
+  def check():
+    path = scratch / "log"
+    logs = Logs("ganeti-kvmd", debug=False)
+    logs.add_file(str(path))
+    logging.info("one")
+    path.rename(scratch / "old")
+    logging.info("two")
+    logs.reopen()
+    logging.info("three")
+    assert [line.split()[-1] for line in path.open()][-1:] == ["three"]
+    assert "three" not in (scratch / "old").read_text()
+    assert "two" in (scratch / "old").read_text()
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+      logs.reopen()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+  forked.run(check)
+
+
+def test_disk_is_full(scratch):
+  def check():
+    logs = Logs("ganeti-kvmd", debug=False)
+    logs.add_file("/dev/full")
+    with mock.patch.object(sys, "stderr", io.StringIO()) as terminal:
+      logging.info("lost")
+      logging.shutdown()
+    assert terminal.getvalue() == ""
+
+  forked.run(check)
+
+
+def test_file_that_cannot_be_opened(scratch):
+  def check():
+    with pytest.raises(IsADirectoryError):
+      Logs("ganeti-kvmd", debug=False).add_file(str(scratch))
+
+  forked.run(check)
+
+
+def test_syslog():
+  def check():
+    with mock.patch.object(syslog, "openlog") as opened:
+      with mock.patch.object(syslog, "syslog") as told:
+        Logs("ganeti-kvmd", debug=False).add_syslog()
+        logging.warning("a\n%s", "b")
+        logging.debug("no")
+    opened.assert_called_once_with(
+      "ganeti-kvmd", syslog.LOG_PID, syslog.LOG_DAEMON
+    )
+    told.assert_called_once_with(syslog.LOG_WARNING, "WARNING a\\nb")
+
+  forked.run(check)
+
+
+def _is_readable(signals):
+  return bool(select.select([signals], [], [], 0)[0])
+
+
+def test_signals_are_taken_in_order():
+  def check():
+    signals = Signals()
+    assert not _is_readable(signals)
+    assert signals.take() == []
+    for number in signal.SIGHUP, signal.SIGTERM, signal.SIGHUP, signal.SIGINT:
+      os.kill(os.getpid(), number)
+    assert _is_readable(signals)
+    assert signals.take() == [1, 15, 1, 2]
+    assert not _is_readable(signals)
+    assert signals.take() == []
+
+  forked.run(check)
+
+
+def test_signal_ends_a_wait():
+  def check():
+    signals = Signals()
+    signal.signal(
+      signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+    )
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    assert select.select([signals], [], [], 20)[0]
+    assert signals.take() == [signal.SIGTERM]
+
+  forked.run(check)
+
+
+def test_signal_that_comes_while_they_are_taken_is_neither_lost_nor_left():
+  def check():
+    signals = Signals()
+    receive = signals._reader.recv
+
+    def receive_and_be_interrupted(size):
+      try:
+        return receive(size)
+      finally:
+        os.kill(os.getpid(), signal.SIGHUP)
+
+    with mock.patch.object(signals, "_reader") as reader:
+      reader.recv = receive_and_be_interrupted
+      taken = signals.take()
+    for _ in range(2):
+      taken += signals.take()
+    assert taken == [signal.SIGHUP]
+    assert not _is_readable(signals)
+
+  forked.run(check)
+
+
+def test_flood_of_signals_does_not_block():
+  def check():
+    signals = Signals()
+    for _ in range(5000):
+      os.kill(os.getpid(), signal.SIGHUP)
+    assert set(signals.take()) == {signal.SIGHUP}
+    while _is_readable(signals):
+      signals.take()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert _is_readable(signals)
+    assert signals.take() == [signal.SIGTERM]
+
+  forked.run(check)
