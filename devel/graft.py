@@ -11,7 +11,8 @@ nothing, and brings what has changed here since.
     and installed instead of the one in Haskell, which is still compiled.
   - lib/hypervisor/hv_kvm/__init__.py becomes stock.py beside it, and ours takes
     its place.
-  - Our unit tests are run as one test by Ganeti's test runner.
+  - Our unit tests are run as one test by Ganeti's test runner. Ganeti's own of
+    that code patch two names inside the module, which are in stock.py then.
   - Files of ours get the notice that Ganeti's check-header wants.
 """
 
@@ -33,10 +34,14 @@ _HV_KVM = "lib/hypervisor/hv_kvm"
 _STOCK = f"{_HV_KVM}/stock.py"
 _FRONT = f"{_HV_KVM}/__init__.py"
 _TESTS = "test/py/kvmd"
+_STOCK_TESTS = "/ganeti.hypervisor.hv_kvm_unittest.py"
 
 #: Our tests of what is not in Ganeti's tree: our build, our ganeti-kvmd-setup
 #: and what we use of an installed Ganeti
 _OTHER_TESTS = {"test_build.py", "test_replacement.py", "test_stock.py"}
+
+#: What Ganeti's own unit tests patch, and what has moved with the code
+_PATCHED = re.compile(r"(?<='ganeti\.hypervisor\.hv_kvm)(?=\.(?:QmpC|OpenT))")
 
 #: Runs our tests; they need pytest and hypothesis
 _RUNNER = '''\
@@ -72,6 +77,10 @@ class Makefile:
 
     """
     return self._find(name)[1].replace("\\", " ").split()
+
+  def has(self, name: str) -> bool:
+    """Tells whether there is a variable."""
+    return f"\n{name} = " in self.text
 
   def add(self, name: str, value: str) -> None:
     """Adds a value to a variable that is a list over several lines."""
@@ -237,28 +246,22 @@ class Graft:
       makefile.remove("nodist_sbin_SCRIPTS", program)
 
     # Ganeti 3.1 has more than one kind of tests
-    try:
+    kind = "python_tests"
+    if makefile.has("python_tests_legacy"):
       kind = "python_tests_legacy"
-      beside = makefile.entries(kind)
-    except GraftError:
-      kind = "python_tests"
-      beside = makefile.entries(kind)
-    runner = next(
-      (
-        name.replace("hypervisor.hv_kvm", "kvmd")
-        for name in beside
-        if name.endswith("/ganeti.hypervisor.hv_kvm_unittest.py")
-      ),
+    theirs = next(
+      (name for name in makefile.entries(kind) if name.endswith(_STOCK_TESTS)),
       None,
     )
-    if runner is None:
+    if theirs is None:
       raise GraftError(f"{_MAKEFILE} has no unit tests of hv_kvm")
+    self.files[theirs] = _PATCHED.sub(".stock", self._read(theirs) or "")
+    runner = theirs.replace("hypervisor.hv_kvm", "kvmd")
     self.files[runner] = self._notice + _RUNNER.format(tests=_TESTS)
     makefile.add(kind, runner)
-    directory = runner.rpartition("/")[0]
     makefile.add_line(
       f"{runner}: daemons/ganeti-kvmd",
-      f"{directory}/daemon-util_unittest.bash: daemons/daemon-util",
+      "test/py/daemon-util_unittest.bash: ",
     )
     makefile.define("python_test_kvmd", tests, "python_test_support")
     makefile.add("python_test_support", "$(python_test_kvmd)")

@@ -195,6 +195,11 @@ class ControlDirectory:
     # Without a socket any life that there was is older than now.
     return Life(0, time.time_ns()) if found is None else _life(found)
 
+  def journaled_life(self, instance: str) -> Optional[Life]:
+    """Returns the life that an instance's journal tells of, if it has one."""
+    found = self._find(instance + JOURNAL_COMMANDS)
+    return None if found is None else _life(found)
+
   def is_marked(self, mark: Mark, instance: str) -> bool:
     """Tells whether an instance is marked, in whichever life.
 

@@ -248,6 +248,7 @@ class Daemon:
         found = self._directory.instances()
       except OSError as err:
         self._report(f"cannot list {self._watch.path}: {err.strerror}")
+        self._next_rescan = time.monotonic() + _TROUBLE_INTERVAL
         return
     self._journals.rescan(found.journaled, thoroughly=thoroughly)
     for name in found.journaled:

@@ -43,7 +43,7 @@ from ganeti.kvmd.ctrldir import (
 
 if TYPE_CHECKING:
   from collections.abc import Iterator
-  from typing import Any
+  from typing import Any, Optional
 
   from ganeti.kvmd.ctrldir import ControlDirectory
 
@@ -65,6 +65,9 @@ _MAX_DIGEST = 64 * 1024
 #: A journal that occupies as many bytes is digested.
 _DIGEST_SIZE = 64 * 1024
 
+#: So many bytes are reserved ahead of what QEMU has written: a hundred events.
+_RESERVED = 16 * 1024
+
 # linux/falloc.h
 _KEEP_SIZE = 1
 _PUNCH_HOLE = 2
@@ -83,6 +86,7 @@ class Record(NamedTuple):
   @ivar lifecycle: the state that its events lead to
   @ivar version: QEMU's version; empty if QEMU never came to open the journal
   @ivar ended: when QEMU wrote last, in seconds since the epoch
+  @ivar size: how many bytes there were
   @ivar digest: the same in short
 
   """
@@ -90,6 +94,7 @@ class Record(NamedTuple):
   lifecycle: lifecycle.Lifecycle
   version: str
   ended: float
+  size: int
   digest: Digest
 
 
@@ -118,12 +123,10 @@ def prepare(directory: ControlDirectory, name: str) -> list[str]:
 
   """
   remove(directory, name)
-  for ending, content in (
-    (JOURNAL_COMMANDS, qmp.CAPABILITIES),
-    (JOURNAL_EVENTS, b""),
-  ):
-    with _create(directory, name + ending) as file:
-      file.write(content)
+  with _create(directory, name + JOURNAL_COMMANDS) as file:
+    file.write(qmp.CAPABILITIES)
+  with _create(directory, name + JOURNAL_EVENTS) as file:
+    _reserve(file.fileno(), 0)
   # QEMU takes a comma in a path for the end of it, unless it is doubled.
   path = os.path.join(directory.path, name + JOURNAL).replace(",", ",,")
   return [
@@ -134,12 +137,17 @@ def prepare(directory: ControlDirectory, name: str) -> list[str]:
   ]
 
 
-def remove(directory: ControlDirectory, name: str) -> None:
+def remove(
+  directory: ControlDirectory, name: str, life: Optional[Life] = None
+) -> None:
   """Removes an instance's journal and all that belongs to it.
 
+  @param life: of which life; None for any
   @raise OSError: if it cannot be removed
 
   """
+  if life is not None and directory.journaled_life(name) not in (None, life):
+    return
   for ending in _FILES:
     with contextlib.suppress(FileNotFoundError):
       os.unlink(name + ending, dir_fd=directory.descriptor)
@@ -223,6 +231,42 @@ class Journal:
     fcntl.fcntl(self._events, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     return False
 
+  def conclude(self, rule: lifecycle.Rule) -> Optional[Record]:
+    """Reads it, if its QEMU has ended or never came to open it.
+
+    What is found counts only if nobody wrote before and after it was read,
+    and nothing came in between: QEMU may open it at any moment.
+
+    @param rule: how a shutdown is judged
+    @return: None if a QEMU has it open; if there is something else in it than
+      QEMU's events, the verdict is that nothing is known
+    @raise JournalError: if it cannot be found out who writes it
+
+    """
+    record = None
+    while not self.is_being_written:
+      if record and record.size == os.fstat(self._events).st_size:
+        return record
+      try:
+        record = self.replay(rule)
+      except JournalError as err:
+        record = self._damaged(rule, err)
+    return None
+
+  def _damaged(self, rule: lifecycle.Rule, err: JournalError) -> Record:
+    state = lifecycle.Lifecycle(rule)
+    state.announced = lifecycle.Outcome(
+      lifecycle.Verdict.UNKNOWN, f"its journal is of no use: {err}"
+    )
+    found = os.fstat(self._events)
+    return Record(
+      state,
+      "unknown",
+      found.st_mtime,
+      found.st_size,
+      Digest(found.st_ino, 0, "", []),
+    )
+
   def replay(self, rule: lifecycle.Rule) -> Record:
     """Reads it from the end of its digest.
 
@@ -261,6 +305,7 @@ class Journal:
     try:
       if os.path.sameopenfile(writable, self._events):
         _punch_hole(writable, digest.position // _PAGE * _PAGE)
+        _reserve(writable, digest.position)
     finally:
       os.close(writable)
 
@@ -291,6 +336,7 @@ class Journal:
       state,
       version,
       found.st_mtime,
+      position,
       Digest(found.st_ino, position - decoder.pending, version, essence.events),
     )
 
@@ -385,6 +431,28 @@ def _punch_hole(descriptor: int, length: int) -> None:
   @raise OSError: if the file system cannot do that
 
   """
+  if length:
+    _fallocate(descriptor, _KEEP_SIZE | _PUNCH_HOLE, 0, length)
+
+
+def _reserve(descriptor: int, position: int) -> None:
+  """Makes sure that QEMU has room for its last words, also on a full disk.
+
+  Of what there is no room for, QEMU drops the rest, and may go on after it.
+
+  @raise OSError: if there is none
+
+  """
+  try:
+    _fallocate(descriptor, _KEEP_SIZE, position, _RESERVED)
+  except OSError as err:
+    # Some file systems know no such thing.
+    if err.errno != errno.EOPNOTSUPP:
+      raise
+
+
+def _fallocate(descriptor: int, mode: int, position: int, length: int) -> None:
+  """Does what Python has no function for; see fallocate(2)."""
   fallocate = ctypes.CDLL(None, use_errno=True).fallocate
   fallocate.argtypes = [
     ctypes.c_int,
@@ -392,6 +460,6 @@ def _punch_hole(descriptor: int, length: int) -> None:
     ctypes.c_int64,
     ctypes.c_int64,
   ]
-  if length and fallocate(descriptor, _KEEP_SIZE | _PUNCH_HOLE, 0, length):
+  if fallocate(descriptor, mode, position, length):
     number = ctypes.get_errno()
     raise OSError(number, os.strerror(number))

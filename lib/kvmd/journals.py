@@ -11,7 +11,7 @@ ran are read at the start.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ganeti.kvmd import instance, journal, lifecycle, monitor, processes
 
@@ -26,6 +26,18 @@ _PATIENCE = 1.0
 
 #: Seconds after which it is tried again to mark an instance.
 _SETTLING_INTERVAL = 1.0
+
+
+class _Given(NamedTuple):
+  """A verdict.
+
+  @ivar instance: the instance, which knows it
+  @ivar life: the life that it is on
+
+  """
+
+  instance: instance.Instance
+  life: Life
 
 
 class Journals:
@@ -60,15 +72,15 @@ class Journals:
     self._expected: dict[str, float] = {}
     # Instances whose journal is of no use.
     self._distrusted: set[str] = set()
-    # Instances whose verdict could not be delivered.
-    self._unsettled: dict[str, instance.Instance] = {}
+    # Verdicts that were given, and could not be delivered yet.
+    self._given: dict[str, _Given] = {}
     self._next_settling = 0.0
 
   @property
   def due(self) -> float:
     """When L{run_timers} is to be called, by the monotonic clock."""
     due = min(self._expected.values(), default=float("inf"))
-    return min(due, self._next_settling) if self._unsettled else due
+    return min(due, self._next_settling) if self._given else due
 
   def serves(self, name: str) -> bool:
     """Tells whether an instance's QEMU keeps a journal."""
@@ -118,9 +130,9 @@ class Journals:
         self._guard(self._look, name)
         if self._expected.pop(name, None) is not None:
           self._on_absent(name)
-    if self._unsettled and now >= self._next_settling:
+    if self._given and now >= self._next_settling:
       self._next_settling = now + _SETTLING_INTERVAL
-      for name in list(self._unsettled):
+      for name in list(self._given):
         self._guard(self._settle, name)
 
   def _look(self, name: str) -> None:
@@ -129,34 +141,18 @@ class Journals:
       return
     try:
       with journal.opened(self.directory, name) as found:
-        if found.is_being_written:
+        record = found.conclude(self._rule)
+        if record is None:
           self._serve(name, self.directory)
+        elif record.version:
+          self._judge(name, found.life, record)
         else:
-          self._read(name, found)
+          self._expected.setdefault(name, time.monotonic() + _PATIENCE)
     except FileNotFoundError:
       self._served.pop(name, None)
       self._expected.pop(name, None)
     except journal.JournalError as err:
       self._distrust(name, err)
-
-  def _read(self, name: str, found: journal.Journal) -> None:
-    """Reads a journal that nobody writes."""
-    unsettled = self._unsettled.get(name)
-    if unsettled is not None and unsettled.life == found.life:
-      return
-    try:
-      record = found.replay(self._rule)
-    except journal.JournalError as err:
-      state = lifecycle.Lifecycle(self._rule)
-      state.announced = lifecycle.Outcome(
-        lifecycle.Verdict.UNKNOWN, f"its journal is of no use: {err}"
-      )
-      self._judge(name, found.life, state, time.time())
-      return
-    if record.version:
-      self._judge(name, found.life, record.lifecycle, record.ended)
-    else:
-      self._expected.setdefault(name, time.monotonic() + _PATIENCE)
 
   def _serve(self, name: str, directory: ControlDirectory) -> None:
     self._expected.pop(name, None)
@@ -168,38 +164,31 @@ class Journals:
       known.process = monitor.find_process(directory, name)
       self._names[known.process] = name
 
-  def _judge(
-    self,
-    name: str,
-    life: Life,
-    state: lifecycle.Lifecycle,
-    ended: float,
-  ) -> None:
-    """Gives the verdict on an instance whose QEMU has ended.
-
-    @param ended: when it said its last word, in seconds since the epoch
-
-    """
+  def _judge(self, name: str, life: Life, record: journal.Record) -> None:
+    """Gives the verdict on an instance whose QEMU has ended."""
     self._expected.pop(name, None)
+    given = self._given.get(name)
+    if given is not None and given.life == life:
+      return
     known = self._served.pop(name, None)
     if known is None:
       known = instance.Instance(name, self._rule)
     # A process that was killed says nothing at its end, which was later then.
-    if state.announced is None:
-      ended = time.time()
+    is_announced = record.lifecycle.announced is not None
+    ended = record.ended if is_announced else time.time()
     known.begin(life)
-    known.conclude(state, ended - life.born / 1e9, self.directory)
-    self._unsettled[name] = known
+    known.conclude(record.lifecycle, ended - life.born / 1e9, self.directory)
+    self._given[name] = _Given(known, life)
     self._settle(name)
 
   def _settle(self, name: str) -> None:
     """Delivers a verdict; after that the journal is of no use any more."""
-    known = self._unsettled[name]
-    known.settle(self.directory)
-    if known.is_settled:
-      del self._unsettled[name]
+    given = self._given[name]
+    given.instance.settle(self.directory)
+    if given.instance.is_settled:
+      del self._given[name]
       if self.directory is not None:
-        journal.remove(self.directory, name)
+        journal.remove(self.directory, name, given.life)
 
   def _distrust(self, name: str, err: journal.JournalError) -> None:
     """Does without a journal that something is wrong with."""
@@ -238,6 +227,6 @@ class Journals:
       act(name)
     except Exception as fault:  # noqa: BLE001
       instance.log_fault(name, fault)
-      for known in (self._served, self._expected, self._unsettled):
+      for known in (self._served, self._expected, self._given):
         known.pop(name, None)
       self._distrusted.add(name)

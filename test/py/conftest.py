@@ -48,7 +48,13 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "kvmd"))
 
 # Without Ganeti there is nothing to be tested of the daemon of a node.
 if importlib.util.find_spec("ganeti.constants") is None:
-  collect_ignore = ["unit/test_ganeti.py"]
+  collect_ignore = [
+    "setup",
+    "unit/test_ganeti.py",
+    "unit/test_hv_kvm.py",
+    "unit/test_launch.py",
+    "unit/test_stock.py",
+  ]
 
 
 @pytest.fixture(scope="session")

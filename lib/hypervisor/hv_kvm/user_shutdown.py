@@ -167,23 +167,30 @@ class UserShutdown:
         return False
       # The daemon marks an instance before it removes the journal: in this
       # order one of the two is found.
-      return cls._IsUserShutdownByJournal(
-        directory, instance_name
-      ) or directory.is_marked(Mark.SHUTDOWN, instance_name)
+      by_journal = cls._IsUserShutdownByJournal(directory, instance_name)
+      if by_journal is not None:
+        return by_journal
+      return directory.is_marked(Mark.SHUTDOWN, instance_name)
 
   @staticmethod
   def _IsUserShutdownByJournal(
     directory: ctrldir.ControlDirectory, name: str
-  ) -> bool:
-    """Tells what the daemon will say as soon as it has read the journal."""
+  ) -> Optional[bool]:
+    """Tells what the daemon will say as soon as it has read the journal.
+
+    @return: None if there is no journal that says anything
+
+    """
     try:
       with journal.opened(directory, name) as found:
         record = found.replay(lifecycle.Rule.CAUSE)
     except FileNotFoundError:
-      return False
+      return None
     except journal.JournalError as err:
       logging.warning("Instance %s: its journal is of no use: %s", name, err)
-      return False
+      return None
+    if not record.version:
+      return None
     return record.lifecycle.outcome.verdict is lifecycle.Verdict.USER
 
   @classmethod

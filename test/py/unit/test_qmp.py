@@ -137,11 +137,6 @@ def streams(draw):
 def test_messages_do_not_depend_on_how_they_arrive(stream, places):
   data, expected = stream
   assert decode(cut(data, places)) == (expected, None)
-
-
-@given(streams())
-def test_messages_can_arrive_byte_by_byte(stream):
-  data, expected = stream
   assert decode(bytewise(data)) == (expected, None)
 
 

@@ -16,7 +16,7 @@ import tempfile
 import forked
 import pytest
 from ganeti.kvmd import watch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 
@@ -529,6 +529,7 @@ def act(base, function, *places):
 
 
 def test_whatever_happens_to_the_path(scratch):
+  @settings(max_examples=settings.default.max_examples // 2)
   @given(
     st.sampled_from(["a", "a/c"]),
     st.booleans(),

@@ -1,0 +1,48 @@
+# Copyright (C) 2026 the ganeti-kvmd developers
+# SPDX-License-Identifier: BSD-2-Clause
+
+"""What Ganeti's hypervisor does on a node, and what it sees: the real code."""
+
+from __future__ import annotations
+
+import pathlib
+
+from ganeti.hypervisor.hv_kvm import user_shutdown
+
+
+class Hypervisor:
+  """The hypervisor, as far as the control directory is concerned."""
+
+  def __init__(self, ctrl_dir: pathlib.Path) -> None:
+    class _Hypervisor(user_shutdown.UserShutdown):
+      _CTRL_DIR = str(ctrl_dir)
+
+    self._code = _Hypervisor
+
+  def prepare_start(self, name: str) -> None:
+    """Do what comes before any start."""
+    self._code._ClearMarks(name)
+
+  def prepare_journal(self, name: str) -> bool:
+    """Make the files of a journal.
+
+    @return: whether they could be made
+
+    """
+    return bool(self._code._PrepareJournal(name))
+
+  def prepare_stop(self, name: str) -> None:
+    """Do what comes before an administrator's powerdown."""
+    self._code._MarkPowerdown(name)
+
+  def finish_stop(self, name: str) -> None:
+    """Do what comes after each attempt to stop an instance."""
+    self._code._ClearUserShutdown(name)
+
+  def clean_up(self, name: str) -> None:
+    """Do what comes after the end of an instance that was stopped."""
+    self._code._ClearMarks(name)
+
+  def is_user_down(self, name: str) -> bool:
+    """Tell what Ganeti thinks of an instance that is down."""
+    return bool(self._code._IsUserShutdown(name))

@@ -1,0 +1,198 @@
+# Copyright (C) 2026 the ganeti-kvmd developers
+# SPDX-License-Identifier: BSD-2-Clause
+
+"""The right verdicts, from what was done; and what may be forgiven.
+
+With a journal nothing may be: the verdict has to be right, and there, whatever
+befell the daemon. Only what befell the journal itself counts: it was removed
+with its directory, say.
+
+Without one the daemon has to be there to hear. What it may have missed, it may
+not know; but nobody else's shutdown may ever pass for the user's.
+
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import math
+import typing
+
+from faults.steps import Deed, Source
+
+
+class Right(enum.Enum):
+  """A right verdict, in the daemon's words."""
+
+  USER = "user"
+  ADMINISTRATOR = "administrator"
+  PANIC = "guest panic"
+  KILLED = "killed or crashed"
+
+
+#: What is certain to be heard by the end of as many seconds, by a daemon that
+#: runs all the time
+HEARING = 2.0
+
+_RIGHT = {
+  Deed.USER_POWERS_OFF: Right.USER,
+  Deed.LIE_DOWN: Right.USER,
+  Deed.ADMINISTRATOR_POWERS_OFF: Right.ADMINISTRATOR,
+  Deed.GANETI_STOPS: Right.ADMINISTRATOR,
+  Deed.TERMINATE: Right.ADMINISTRATOR,
+  Deed.QUIT: Right.ADMINISTRATOR,
+  Deed.PANIC: Right.PANIC,
+  Deed.KILL: Right.KILLED,
+}
+
+#: What ends the process when the guest may be down already
+_REAPING = frozenset({Deed.TERMINATE, Deed.QUIT, Deed.KILL})
+
+#: What only who was attached at that moment knows of: a powerdown, and that
+#: the guest is up again
+_PRESSED = frozenset(
+  {Deed.POWERDOWN_IGNORED, Deed.ADMINISTRATOR_POWERS_OFF, Deed.RISE}
+)
+
+#: What changes nothing about the verdict
+_IDLE = frozenset({Deed.PAUSE, Deed.CHATTER})
+
+
+@dataclasses.dataclass
+class Life:
+  """What was done to a guest in one life, and what became of that."""
+
+  name: str
+  source: Source
+  #: How often daemons had attached to that name before
+  attachments_before: int
+  #: Its verdict so far; None while it runs
+  right: typing.Optional[Right] = None
+  deeds: list[Deed] = dataclasses.field(default_factory=list)
+  #: QEMU got so far as to say something
+  has_begun: bool = False
+  is_over: bool = False
+  #: Its journal, or its mark, is not there for reasons of its own
+  is_robbed: bool = False
+  #: What matters was said when nobody heard it for certain
+  is_unheard: bool = False
+  #: Nobody can know whether an administrator pressed the power button
+  is_ambiguous: bool = False
+  #: The powerdown was announced to the daemon by Ganeti, too
+  is_marked: bool = False
+  #: Nobody needs to log a verdict, as Ganeti cleaned up itself
+  is_cleaned_up: bool = False
+  #: It was over at the last check
+  is_settled: bool = False
+  #: When it said what matters, by the daemons' clock
+  words: list[tuple[float, Deed]] = dataclasses.field(default_factory=list)
+
+  _powerdown: bool = False
+
+  def suffer(self, deed: Deed, clock: float, *, is_heard: bool) -> None:
+    """Take note of a deed.
+
+    @param clock: for how long daemons have run, in seconds
+    @param is_heard: whether one is attached
+
+    """
+    self.deeds.append(deed)
+    self._judge(deed)
+    if deed in _IDLE:
+      return
+    self.words.append((clock, deed))
+    if not is_heard:
+      self._miss(deed)
+
+  def _judge(self, deed: Deed) -> None:
+    if deed is Deed.POWERDOWN_IGNORED:
+      self._powerdown = True
+    elif deed in (Deed.RESET, Deed.RISE):
+      self._powerdown = False
+      self.right = None
+    elif deed in _RIGHT and not (deed in _REAPING and self.right):
+      self.right = _RIGHT[deed]
+      if self.right is Right.USER and self._powerdown:
+        self.right = Right.ADMINISTRATOR
+
+  def lose_daemon(self, clock: float) -> None:
+    """Take note that the daemon was killed, which may not have heard it all."""
+    for said, deed in self.words:
+      if clock - said < HEARING:
+        self._miss(deed)
+
+  def confirm(self) -> None:
+    """Take note of a check: what was not heard by then will not be."""
+    self.is_settled = self.is_over
+    self.words = [(-math.inf, deed) for _, deed in self.words]
+
+  def repeat(self, clock: float) -> None:
+    """Take note that the last word is still being said."""
+    if self.words:
+      self.words[-1] = (clock, self.words[-1][1])
+
+  def _miss(self, deed: Deed) -> None:
+    self.is_unheard = True
+    if deed in _PRESSED or (deed is Deed.GANETI_STOPS and not self.is_marked):
+      self.is_ambiguous = True
+
+  @property
+  def must_be_right(self) -> bool:
+    """Whether nothing excuses it if its verdict is not there."""
+    if self.is_robbed or not self.has_begun:
+      return False
+    return self.source is Source.JOURNAL or not self.is_unheard
+
+  @property
+  def expected_file(self) -> typing.Optional[bool]:
+    """Whether the shutdown file is to be there; None if it may be."""
+    if self.right is not Right.USER:
+      may_be = self.is_ambiguous and self.source is Source.SOCKET
+      return None if may_be else False
+    return True if self.must_be_right else None
+
+  @property
+  def must_be_logged(self) -> bool:
+    """Whether a verdict has to be in the log."""
+    return self.must_be_right and not self.is_cleaned_up and not self.is_settled
+
+  def allows(self, verdict: str) -> bool:
+    """Tell whether a verdict may be logged."""
+    if self.right is None:
+      return True
+    if verdict == self.right.value:
+      return True
+    if self.must_be_right:
+      return False
+    return (
+      verdict != Right.USER.value
+      or self.right is Right.USER
+      or self.is_ambiguous
+    )
+
+  def __str__(self) -> str:
+    deeds = ", ".join(deed.value for deed in self.deeds) or "nothing"
+    marks = [
+      field.name
+      for field in dataclasses.fields(self)
+      if field.name.startswith("is_") and getattr(self, field.name)
+    ]
+    return f"{self.name} ({self.source.value}; {deeds}; {', '.join(marks)})"
+
+
+def explains(
+  lives: typing.Sequence[Life], verdicts: typing.Sequence[str]
+) -> bool:
+  """Tell whether verdicts can be those on the lives of one name, in order.
+
+  A life may have none, and more than one where the daemon was killed over it.
+
+  """
+  if not verdicts:
+    return True
+  position = 0
+  for verdict in verdicts:
+    while position < len(lives) and not lives[position].allows(verdict):
+      position += 1
+  return position < len(lives)

@@ -1,0 +1,157 @@
+# Copyright (C) 2026 the ganeti-kvmd developers
+# SPDX-License-Identifier: BSD-2-Clause
+
+"""A fixed share of the schedules, and whether the suite notices anything."""
+
+from __future__ import annotations
+
+import collections.abc
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import forked
+import pytest
+from guests import lifetime
+
+from faults import oracle, steps, suite, world
+from faults.oracle import Life
+from faults.steps import Deed, Source
+
+_SEED = 1
+
+
+@pytest.mark.parametrize(
+  ("profile", "number"),
+  [*[("everything", number) for number in range(4)], ("kills", 0)],
+)
+def test_schedule(scratch: pathlib.Path, profile: str, number: int) -> None:
+  schedule = steps.make(_SEED, number, steps.PROFILES[profile])
+  try:
+    forked.run(
+      lambda: _discard(suite.play(schedule, scratch)), forked.Place.OWN_MOUNTS
+    )
+  except AssertionError as err:
+    raise AssertionError(
+      f"{err}\nPlay it again with devel/faults --seed {_SEED}"
+      f" --profile {profile} --number {number}"
+    ) from None
+
+
+def _discard(_: object) -> None:
+  pass
+
+
+def test_same_seed_same_schedule(scratch: pathlib.Path) -> None:
+  for profile in steps.PROFILES.values():
+    made = [steps.make(seed, 3, profile) for seed in (1, 1, 2)]
+    assert made[0] == made[1] != made[2]
+    made[0].save(scratch / "saved")
+    assert steps.load(scratch / "saved") == made[0]
+
+
+def _fails(
+  scratch: pathlib.Path, *options: str
+) -> collections.abc.Callable[[], None]:
+  schedule = steps.make(_SEED, 0, steps.KILLS)
+
+  def play() -> None:
+    world.PATIENCE = 3.0
+    with pytest.raises(suite.FailedError) as caught:
+      suite.play(schedule, scratch, *options)
+    (scratch / "reason").write_text(caught.value.reason)
+
+  return play
+
+
+@pytest.mark.parametrize(
+  ("option", "reason"),
+  [
+    # Takes the host's signals for the user's shutdown.
+    ("--rule=sequence", "WRONG"),
+    # Hears nothing.
+    ("--monitor-suffix=.other", "not attached to"),
+  ],
+)
+def test_bad_daemon_is_noticed(
+  scratch: pathlib.Path, option: str, reason: str
+) -> None:
+  forked.run(_fails(scratch, option), forked.Place.OWN_MOUNTS)
+  assert reason in (scratch / "reason").read_text()
+
+
+def _life(source: Source, *deeds: Deed, is_heard: bool) -> Life:
+  life = Life("one", source, 0, has_begun=True)
+  for deed in deeds:
+    life.suffer(deed, 0.0, is_heard=is_heard)
+  return life
+
+
+def test_oracle_forgives_only_what_nobody_can_know() -> None:
+  deed = Deed.USER_POWERS_OFF
+  for source, is_heard, expected in (
+    (Source.JOURNAL, True, True),
+    (Source.JOURNAL, False, True),
+    (Source.SOCKET, True, True),
+    (Source.SOCKET, False, None),
+  ):
+    assert _life(source, deed, is_heard=is_heard).expected_file is expected
+    killed = _life(source, Deed.KILL, is_heard=is_heard)
+    assert killed.expected_file is False
+    assert not killed.allows("user")
+  # The daemon may have been killed before it had read it, or long after.
+  life = _life(Source.SOCKET, deed, is_heard=True)
+  life.lose_daemon(oracle.HEARING + 1)
+  assert life.expected_file is True
+  life.lose_daemon(oracle.HEARING / 2)
+  assert life.expected_file is None
+
+
+def test_oracle_explains_verdicts_in_order() -> None:
+  lives = [
+    _life(Source.JOURNAL, deed, is_heard=True)
+    for deed in (Deed.USER_POWERS_OFF, Deed.KILL)
+  ]
+  user, killed = "user", "killed or crashed"
+  for right in ([], [user], [killed], [user, user, killed]):
+    assert oracle.explains(lives, right)
+  for wrong in ([killed, user], ["administrator"], [user, "other"]):
+    assert not oracle.explains(lives, wrong)
+
+
+def test_killed_suite_leaves_nothing(scratch: pathlib.Path) -> None:
+  playing = subprocess.Popen(
+    [sys.executable, "-B", "-m", "faults", "--seed=1", "--profile=kills"],
+    cwd=pathlib.Path(__file__).parents[1],
+    env={**os.environ, "TMPDIR": str(scratch), "PYTHONPATH": _BUILD},
+    stdout=subprocess.DEVNULL,
+  )
+  try:
+    lifetime.wait_until(
+      lambda: len(_users_of(scratch)) > 2, "QEMU and a daemon"
+    )
+  finally:
+    playing.send_signal(signal.SIGKILL)
+    playing.wait()
+  lifetime.wait_until(
+    lambda: not _users_of(scratch) and not any(scratch.iterdir()),
+    "everything to be gone",
+  )
+
+
+_BUILD = os.environ["GANETI_KVMD_BUILD"]
+
+
+def _users_of(path: pathlib.Path) -> list[str]:
+  """Returns the processes that have a path in their command line."""
+  found = []
+  for process in pathlib.Path("/proc").glob("[0-9]*"):
+    try:
+      words = (process / "cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+      continue
+    if os.fsencode(path) in words:
+      found.append(process.name)
+  return found
