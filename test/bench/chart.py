@@ -77,6 +77,7 @@ _PANELS = (
 )
 _STYLES = {
   "ours": _Style("#0a7d4f", 3, ""),
+  "journal": _Style("#0a7d4f", 2, "7 4"),
   "stock": _Style("#c8334a", 1.8, ""),
   "qemu.qmp": _Style("#2b62c4", 1.8, ""),
   "bare-python": _Style("#6b6b6b", 1.3, "5 3"),
@@ -189,6 +190,7 @@ def _draw_panel(
     ),
   )
   parts += _draw_grid(area)
+  parts += _draw_zeros(results, panel, area)
   labels = []
   # Ours last, on top of the others.
   for peer in sorted(lines, key=lambda x: x == "ours"):
@@ -219,6 +221,21 @@ def _lines_of(
     if line:
       lines[peer] = line
   return lines
+
+
+def _draw_zeros(
+  results: dict[str, Any], panel: _Panel, area: _Area
+) -> list[str]:
+  """Names those for whom a logarithmic axis has no place."""
+  parts = []
+  y = area.top + _HEIGHT - 6
+  for peer, title in results["peers"].items():
+    rows = [x["rows"].get(panel.row) for x in results["cells"][peer].values()]
+    if any(rows) and not any(x["median"] for x in rows if x):
+      colour = _STYLES.get(peer, _OTHER_STYLE).colour
+      parts.append(_text(area.left + 4, y, f"{title}: 0", colour=colour))
+      y -= _LABEL_DISTANCE
+  return parts
 
 
 def _draw_grid(area: _Area) -> list[str]:

@@ -1,13 +1,13 @@
 # Copyright (C) 2026 the ganeti-kvmd developers
 # SPDX-License-Identifier: BSD-2-Clause
 
-"""A fleet of pretended QEMU monitors, in processes of its own.
+"""A fleet of pretended QEMUs' monitors, in processes of its own.
 
 L{Fleet} is the side of whoever measures: it starts the workers and tells
 them, over one socket each, what their monitors should do. What the monitors
 cost is therefore never part of what the daemon costs, and ten thousand of
-them (a listening socket and a connection each) fit under any limit of open
-files.
+them (a listening socket, a connection and a journal each) fit under any limit
+of open files.
 
 All times are C{CLOCK_MONOTONIC} in nanoseconds, the same in every process.
 
@@ -25,12 +25,14 @@ import sys
 import time
 from typing import Any, Callable, NamedTuple
 
+from fleet_worker import Source
+
 _WORKER = os.path.join(
   os.path.dirname(os.path.abspath(__file__)), "fleet_worker.py"
 )
 # Neither sockets nor connections, and a reserve.
 _OTHER_DESCRIPTORS = 64
-_DESCRIPTORS_OF_A_MONITOR = 2
+_DESCRIPTORS_OF_A_MONITOR = 3
 _POLL_SECONDS = 0.002
 _PROBE_SECONDS = 0.1
 
@@ -45,7 +47,8 @@ class Attached(NamedTuple):
   @ivar negotiated: with how many monitors at the same time; it may be gone
   @ivar first_accept: when the first connection was taken, 0 if none was
   @ivar last_negotiation: when the last answer to C{qmp_capabilities} was
-    sent, 0 if none was
+    sent, or when the last connection was taken where there are journals; 0 if
+    none was
 
   """
 
@@ -55,7 +58,7 @@ class Attached(NamedTuple):
 
 
 class Ended(NamedTuple):
-  """When a monitor said SHUTDOWN, and when it was gone."""
+  """When an instance said SHUTDOWN, and when its monitor, or journal, ended."""
 
   announced: int
   gone: int
@@ -101,8 +104,14 @@ class _Link:
 class Fleet:
   """Pretended monitors in one directory, in as many workers as they need."""
 
-  def __init__(self, directory: str, suffix: str = ".kvmd") -> None:
+  def __init__(
+    self,
+    directory: str,
+    source: Source = Source.MONITOR,
+    suffix: str = ".kvmd",
+  ) -> None:
     self._directory = directory
+    self._source = source
     self._suffix = suffix
     self._links: list[_Link] = []
     self._owners: dict[str, _Link] = {}
@@ -119,9 +128,12 @@ class Fleet:
     return len(self._owners)
 
   def close(self) -> None:
-    """Ends the workers; their monitors' files are removed."""
+    """Ends the workers; their monitors' and journals' files are removed."""
     try:
       self.end_all()
+      for entry in os.scandir(self._directory):
+        if ".journal." in entry.name:
+          os.unlink(entry.path)
     finally:
       for link in self._links:
         link.close()
@@ -143,7 +155,11 @@ class Fleet:
       room = self._capacity - load[link]
       part, rest = rest[:room], rest[room:]
       link.send(
-        "create", directory=self._directory, names=part, suffix=self._suffix
+        "create",
+        directory=self._directory,
+        names=part,
+        suffix=self._suffix,
+        source=self._source.value,
       )
       link.receive()
       load[link] += len(part)

@@ -8,6 +8,9 @@ commands that may arrive in any pieces (Ganeti's own daemon writes them one
 byte at a time), events with a time of their own; at its end the connection is
 closed first, then the socket's file is removed, then the listener closed.
 
+An instance that keeps a journal has a monitor as well, and writes its events
+to a file. The file is closed at its end, whatever becomes of the monitor.
+
 Standard input is the socket on which orders arrive, each a line of JSON, and
 answers go; L{fleet} is at its other end. It ends with that socket.
 
@@ -18,6 +21,7 @@ from __future__ import annotations
 import array
 import contextlib
 import ctypes
+import enum
 import fcntl
 import functools
 import gc
@@ -35,6 +39,8 @@ GREETING = (
   b'{"QMP": {"version": {"qemu": {"micro": 19, "minor": 2, "major": 7}, '
   b'"package": "Debian 1:7.2+dfsg-7+deb12u18"}, "capabilities": ["oob"]}}\r\n'
 )
+COMMANDS = b'{"execute": "qmp_capabilities"}\r\n'
+NEGOTIATED = b'{"return": {}}\r\n'
 STATUS = {"status": "running", "singlestep": False, "running": True}
 GUEST_SHUTDOWN = '{"guest": true, "reason": "guest-shutdown"}'
 
@@ -66,10 +72,19 @@ UNINTERESTING = (
   ),
 )
 
+_JOURNAL_MODE = 0o600
+
 _PR_SET_PDEATHSIG = 1
 _SHORTEST_PAUSE = 0.0001
 _LONGEST_PAUSE = 0.002
 _READ_TIMEOUT = 60
+
+
+class Source(enum.Enum):
+  """Where a daemon learns what becomes of an instance."""
+
+  MONITOR = "monitor"
+  JOURNAL = "journal"
 
 
 def event_line(name: str, data: str) -> bytes:
@@ -113,14 +128,53 @@ def _reply_to(received: bytes) -> Optional[_Reply]:
   return _Reply(execute, line, text[end:].lstrip().encode())
 
 
+def _begin_journal(path: str) -> int:
+  """Makes the files of a journal, as for QEMU, and begins it, as QEMU does.
+
+  @param path: what the names of the files begin with
+  @return: the descriptor to write it to
+
+  """
+  commands, events = path + ".in", path + ".out"
+  for file, content in ((commands, COMMANDS), (events, b"")):
+    with contextlib.suppress(FileNotFoundError):
+      os.unlink(file)
+    fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _JOURNAL_MODE)
+    os.write(fd, content)
+    os.close(fd)
+  journal = os.open(events, os.O_RDWR)
+  os.write(journal, GREETING)
+  os.write(journal, NEGOTIATED)
+  return journal
+
+
 class _Monitor:
-  """One pretended monitor: a listener, and at most one client."""
+  """One pretended monitor: a listener, and at most one client.
 
-  __slots__ = ("name", "path", "listener", "client", "received", "negotiated")
+  @ivar journal: where its instance's journal is written; None without one
+  @ivar negotiated: whether the client negotiated; with a journal, whether
+    there was a client, which comes to see whose the monitor is
 
-  def __init__(self, directory: str, name: str, suffix: str) -> None:
+  """
+
+  __slots__ = (
+    "name",
+    "path",
+    "listener",
+    "client",
+    "received",
+    "negotiated",
+    "journal",
+  )
+
+  def __init__(
+    self, directory: str, name: str, suffix: str, source: Source
+  ) -> None:
     self.name = name
     self.path = os.path.join(directory, name + suffix)
+    self.journal: Optional[int] = None
+    if source is Source.JOURNAL:
+      self.journal = _begin_journal(os.path.join(directory, name + ".journal"))
     self.client: Optional[socket.socket] = None
     self.received = b""
     self.negotiated = False
@@ -128,6 +182,22 @@ class _Monitor:
     self.listener.bind(self.path)
     self.listener.listen(1)
     self.listener.setblocking(False)
+
+  def say(self, line: bytes) -> bool:
+    """Writes a line to whoever listens.
+
+    @return: whether anybody does
+
+    """
+    if self.journal is not None:
+      os.write(self.journal, line)
+      return True
+    if self.client is None:
+      return False
+    with contextlib.suppress(ConnectionError, BlockingIOError):
+      self.client.send(line)
+      return True
+    return False
 
 
 class _Worker:
@@ -177,6 +247,8 @@ class _Worker:
     with contextlib.suppress(ConnectionError):
       client.send(GREETING)
     self._epoll.register(client.fileno(), select.EPOLLIN)
+    if monitor.journal is not None:
+      self._count(monitor)
 
   def _listen_again(self, monitor: _Monitor) -> None:
     # One-shot, as QEMU looks for the next client only when this one has left.
@@ -204,12 +276,21 @@ class _Worker:
       monitor.received = reply.rest
       with contextlib.suppress(ConnectionError):
         monitor.client.send(reply.line)
-      if reply.execute == "qmp_capabilities" and not monitor.negotiated:
-        monitor.negotiated = True
-        self._negotiated += 1
-        self._most_negotiated = max(self._most_negotiated, self._negotiated)
-        self._last_negotiation = time.monotonic_ns()
-        self._tell_awaited()
+      if reply.execute == "qmp_capabilities":
+        self._count(monitor)
+
+  def _count(self, monitor: _Monitor) -> None:
+    if not monitor.negotiated:
+      monitor.negotiated = True
+      self._negotiated += 1
+      self._most_negotiated = max(self._most_negotiated, self._negotiated)
+      self._last_negotiation = time.monotonic_ns()
+      self._tell_awaited()
+
+  def _uncount(self, monitor: _Monitor) -> None:
+    if monitor.negotiated:
+      monitor.negotiated = False
+      self._negotiated -= 1
 
   def _disconnect(self, monitor: _Monitor) -> None:
     assert monitor.client is not None
@@ -217,9 +298,8 @@ class _Worker:
     monitor.client.close()
     monitor.client = None
     monitor.received = b""
-    if monitor.negotiated:
-      monitor.negotiated = False
-      self._negotiated -= 1
+    if monitor.journal is None:
+      self._uncount(monitor)
 
   def _read_orders(self) -> None:
     data = self._orders.recv(65536)
@@ -245,11 +325,15 @@ class _Worker:
       self._reply({"reached": True})
 
   def order_create(
-    self, directory: str, names: list[str], suffix: str
+    self, directory: str, names: list[str], suffix: str, source: str
   ) -> dict[str, Any]:
-    """Makes monitors that listen from now on."""
+    """Makes monitors that listen from now on.
+
+    @param source: the value of a L{Source}
+
+    """
     for name in names:
-      monitor = _Monitor(directory, name, suffix)
+      monitor = _Monitor(directory, name, suffix, Source(source))
       self._monitors[name] = monitor
       self._listening[monitor.listener.fileno()] = monitor
       self._epoll.register(
@@ -262,6 +346,8 @@ class _Worker:
 
   def order_arm(self) -> dict[str, Any]:
     """Forgets an earlier client."""
+    for monitor in self._monitors.values():
+      self._uncount(monitor)
     self._most_negotiated = 0
     self._first_accept = 0
     self._last_negotiation = 0
@@ -291,11 +377,7 @@ class _Worker:
     sent = 0
     for number in range(rounds):
       line = event_line(*UNINTERESTING[number % len(UNINTERESTING)])
-      for monitor in self._connected.values():
-        assert monitor.client is not None
-        with contextlib.suppress(ConnectionError, BlockingIOError):
-          monitor.client.send(line)
-          sent += 1
+      sent += sum(monitor.say(line) for monitor in self._monitors.values())
       self._await_reading()
     return {"sent": sent}
 
@@ -326,10 +408,12 @@ class _Worker:
     for name in names:
       monitor = self._monitors.pop(name)
       announced = time.monotonic_ns()
+      monitor.say(line)
       if monitor.client is not None:
-        with contextlib.suppress(ConnectionError, BlockingIOError):
-          monitor.client.send(line)
         self._disconnect(monitor)
+      self._uncount(monitor)
+      if monitor.journal is not None:
+        os.close(monitor.journal)
       gone = time.monotonic_ns()
       os.unlink(monitor.path)
       del self._listening[monitor.listener.fileno()]

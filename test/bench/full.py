@@ -146,7 +146,8 @@ class Bench:
       self._unable[peer.key] = f"{peer.title}: {err}"
 
   def _measure_size(self, size: int) -> None:
-    node = peers.Node(f"of-{size}")
+    # Each sees only what is there for it.
+    nodes = {x: peers.Node(f"of-{size}-{x.value}") for x in fleet.Source}
     for number in range(self._repeat):
       # One peer after the other, so that a slow minute hits all of them.
       for peer in self._peers:
@@ -154,7 +155,8 @@ class Bench:
         if cell.failure:
           continue
         self._say(f"{size} x {peer.title}, {number + 1} of {self._repeat}")
-        with fleet.Fleet(node.directory) as monitors:
+        node = nodes[peer.source]
+        with fleet.Fleet(node.directory, peer.source) as monitors:
           monitors.create(fleet.names_of(size))
           with _failing_into(cell):
             self._run_once(peer, node, monitors, cell)
@@ -291,7 +293,9 @@ class Bench:
           if cell.failure:
             continue
           node = peers.Node(f"idle-{peer.key}-{size}".replace(" ", "-"))
-          monitors = stack.enter_context(fleet.Fleet(node.directory))
+          monitors = stack.enter_context(
+            fleet.Fleet(node.directory, peer.source)
+          )
           monitors.create(fleet.names_of(size))
           with _failing_into(cell):
             running = stack.enter_context(peers.Running(peer, node))
@@ -374,6 +378,7 @@ def main() -> int:
   """Reads the command line, measures, and writes what came out."""
   makers: dict[str, Callable[[], peers.Peer]] = {
     "ours": peers.ours,
+    "journal": peers.ours_by_journal,
     "stock": peers.stock,
     "qemu.qmp": lambda: peers.qmp_listener(arguments.qmp_python),
     "bare-python": peers.bare_python,
@@ -421,6 +426,12 @@ def main() -> int:
     default=os.path.join(peers.TOP, "build", "bench"),
     metavar="DIR",
     help="where performance.md, .svg and .json go (build/bench)",
+  )
+  parser.add_argument(
+    "--note",
+    default="",
+    metavar="TEXT",
+    help="what else is to be known of the machine, for the document",
   )
   parser.add_argument(
     "--qmp-python", default=sys.executable, help=argparse.SUPPRESS
@@ -474,6 +485,7 @@ def _measure(
   return {
     "date": now.strftime("%Y-%m-%d %H:%M UTC"),
     "machine": _describe_machine(),
+    "note": arguments.note,
     **results,
     "not_measured": missing + results["not_measured"],
   }

@@ -120,11 +120,25 @@ def limits_of(results: dict[str, Any]) -> list[Limit]:
       40,
     ),
     Limit(
+      "memory, 10,000 by journal",
+      value("journal", 10000, "memory_mb"),
+      "MB",
+      most,
+      25,
+    ),
+    Limit(
       "CPU per uninteresting event: less than stock",
       of_ours("stock", "event_cpu_us"),
       "times",
       least,
       4,
+    ),
+    Limit(
+      "CPU per uninteresting event, 10,000 by journal",
+      value("journal", 10000, "event_cpu_us"),
+      "µs",
+      most,
+      0,
     ),
     Limit(
       "a monitor's end to its file, median at 1,000",
@@ -134,8 +148,22 @@ def limits_of(results: dict[str, Any]) -> list[Limit]:
       1,
     ),
     Limit(
+      "a journal's end to its file, median at 1,000",
+      value("journal", 1000, "one_ms"),
+      "ms",
+      most,
+      1,
+    ),
+    Limit(
       "idle CPU with 10,000, re-checks included",
       value("ours", 10000, "idle_percent"),
+      "%",
+      most,
+      0.5,
+    ),
+    Limit(
+      "idle CPU with 10,000 by journal, re-checks incl.",
+      value("journal", 10000, "idle_percent"),
       "%",
       most,
       0.5,

@@ -21,6 +21,7 @@ import sys
 import time
 from typing import NamedTuple, Optional
 
+import fleet
 import measure
 import sandbox
 
@@ -54,6 +55,7 @@ class Peer(NamedTuple):
     one that does not
   @ivar recheck_command: looks again at everything once a second, None for
     one that never does
+  @ivar source: where it learns what becomes of the instances
 
   """
 
@@ -64,6 +66,7 @@ class Peer(NamedTuple):
   log: Optional[str] = None
   pid_file: Optional[str] = None
   recheck_command: Optional[list[str]] = None
+  source: fleet.Source = fleet.Source.MONITOR
 
 
 class Node:
@@ -148,7 +151,11 @@ class Running:
   def alive(self) -> bool:
     """Says whether it still runs."""
     if self._status is None:
-      pid, status = os.waitpid(self.pid, os.WNOHANG)
+      try:
+        pid, status = os.waitpid(self.pid, os.WNOHANG)
+      except ChildProcessError:
+        # One that has just detached may not be handed over to us yet.
+        return os.path.exists(f"/proc/{self.pid}")
       if pid:
         self._status = status
     return self._status is None
@@ -228,6 +235,15 @@ def ours() -> Peer:
     command,
     ready_text="watching ",
     recheck_command=[*command, "--rescan-interval=1"],
+  )
+
+
+def ours_by_journal() -> Peer:
+  """Our daemon, on what the instances write down themselves."""
+  return ours()._replace(
+    key="journal",
+    title="ganeti-kvmd by journal",
+    source=fleet.Source.JOURNAL,
   )
 
 
