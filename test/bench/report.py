@@ -334,13 +334,12 @@ _HOW_TO_REPEAT = (
   "",
   *textwrap.wrap(
     "The monitors are pretended, but real sockets in processes of their own"
-    " (test/bench/fleet.py), so that what they cost is not counted. Journals"
-    " are real files, on a tmpfs as /run is one, written as QEMU writes them."
-    " In the"
+    " (test/bench/fleet.py), so that what they cost is not counted. In the"
     " times they are: with a loop in C the monitors are busy for about as long"
     " as their client, so that a time of less than 20 µs for each monitor"
-    " cannot be seen here. CPU times have no such floor. CPU time is that of"
-    " all threads, from the kernel's clock of the process.",
+    " cannot be seen here. CPU times have no such floor. Journals are real"
+    " files on a tmpfs, as /run is one, and written as QEMU writes them. CPU"
+    " time is that of all threads, from the kernel's clock of the process.",
     80,
   ),
   "",

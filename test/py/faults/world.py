@@ -46,6 +46,9 @@ PATIENCE = 20.0
 
 _MAX_QUEUED = pathlib.Path("/proc/sys/fs/inotify/max_queued_events")
 
+#: So much of a file is shown when something is wrong, in bytes.
+_SHOWN = 300
+
 #: What must not be in the log
 _FAULTS = ("a fault of the daemon", "Traceback")
 
@@ -329,7 +332,22 @@ class World:
     is_user_down = self._hypervisor.is_user_down(life.name)
     if is_user_down != (life.right is Right.USER):
       word = "WRONG" if is_user_down else "LOST"
-      raise WrongError(f"{word}, asked as Ganeti does: {life}")
+      raise WrongError(
+        f"{word}, asked as Ganeti does: {life}\n{self._files_of(life)}"
+      )
+
+  def _files_of(self, life: Life) -> str:
+    """Shows the files of a guest, and the ends of those that are short."""
+    lines = []
+    for path in sorted(self.ctrl_dir.glob(f"{life.name}.*")):
+      line = f"  {path.name}"
+      with contextlib.suppress(OSError):
+        found = path.lstat()
+        line += f" {found.st_ino} {found.st_mtime_ns} {found.st_size}"
+        if path.is_file():
+          line += f" {path.read_bytes()[-_SHOWN:]!r}"
+      lines.append(line)
+    return "\n".join(lines)
 
   def _path(self, life: Life, ending: str) -> pathlib.Path:
     return self.ctrl_dir / (life.name + ending)
@@ -529,14 +547,15 @@ class World:
       ):
         if is_there != expected:
           word = "WRONG" if is_there else "LOST"
-          yield f"{word}, {what}: {life}"
+          yield f"{word}, {what}: {life}\n{self._files_of(life)}"
     if life.must_be_logged and not (logged and life.allows(logged[-1])):
       yield f"no verdict logged ({logged}): {life}"
     is_done = (
       life.has_begun and not life.is_robbed and life.source is Source.JOURNAL
     )
     if is_done and self._has_journal(life.name):
-      yield f"its journal is still there: {life}"
+      files = self._files_of(life)
+      yield f"its journal is still there: {life}\n{files}"
 
   def _is_followed(self, slot: _Slot) -> bool:
     life = slot.life
