@@ -35,6 +35,17 @@ if TYPE_CHECKING:
 _MAX_CHANGES = 20
 
 
+#: What it means that a mark cannot be written (True) or removed.
+_MEANWHILE = {
+  (Mark.SHUTDOWN, True): "Ganeti may take its end for a crash",
+  (Mark.SHUTDOWN, False): "Ganeti may take its end for its user's shutdown",
+  (Mark.POWERDOWN, True): "its end may pass for its user's shutdown, should"
+  " the daemon be restarted",
+  (Mark.POWERDOWN, False): "its user's shutdown may pass for an"
+  " administrator's, should the daemon be restarted",
+}
+
+
 class Instance:
   """An instance as the daemon knows it.
 
@@ -193,12 +204,12 @@ class Instance:
       except OSError as err:
         self.complain(
           "cannot %s its file %s in %s (%s); trying again every second,"
-          " and till then Ganeti may take its end for %s",
+          " and till then %s",
           "write" if wanted else "remove",
           err.filename,
           directory.path,
           err.strerror,
-          "a crash" if wanted else "its user's shutdown",
+          _MEANWHILE[mark, wanted],
         )
         if err.errno != errno.ENAMETOOLONG:
           return
