@@ -51,19 +51,20 @@ def ensure() -> None:
 
   """
   try:
-    if running() is not None:
-      return
-    _remove_stale_pid_file()
+    _ensure()
   except OSError as err:
-    _warn(f"cannot use the pidfile {err.filename}: {err.strerror}")
-    return
-  try:
-    result = utils.RunCmd(
-      [pathutils.DAEMON_UTIL, "start", constants.KVMD], timeout=_TIMEOUT
-    )
+    _warn(f"cannot use {err.filename}: {err.strerror}")
   except errors.GenericError as err:
     _warn(f"cannot run {pathutils.DAEMON_UTIL}: {err}")
+
+
+def _ensure() -> None:
+  if running() is not None:
     return
+  _remove_stale_pid_file()
+  result = utils.RunCmd(
+    [pathutils.DAEMON_UTIL, "start", constants.KVMD], timeout=_TIMEOUT
+  )
   if _await_running():
     return
   output = " ".join(result.output.split())

@@ -154,7 +154,11 @@ class UserShutdown:
     @return: None if it is down, a state of C{SHUTDOWN} if its user did that
 
     """
-    info = super().GetInstanceInfo(instance_name, hvparams=hvparams)
+    try:
+      info = super().GetInstanceInfo(instance_name, hvparams=hvparams)
+    except FileNotFoundError:
+      # QEMU's socket went away while it was asked: it is down by now.
+      info = super().GetInstanceInfo(instance_name, hvparams=hvparams)
     if info is None and self._AwaitUserShutdown(instance_name):
       info = super().GetInstanceInfo(instance_name, hvparams=hvparams)
     return info
@@ -262,9 +266,9 @@ class UserShutdown:
     """Tells whether a running daemon may be about to mark an instance."""
     try:
       age = time.time() - os.stat(cls._CTRL_DIR).st_mtime
+      return 0 <= age < _PATIENCE and launch.running() is not None
     except OSError:
       return False
-    return 0 <= age < _PATIENCE and launch.running() is not None
 
   @classmethod
   @contextlib.contextmanager

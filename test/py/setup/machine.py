@@ -28,14 +28,12 @@ PYTHON = re.search(
 
 def _configured(name: str) -> str:
   """A variable of the Makefile."""
-  return subprocess.run(
-    ["make", "--silent", "--file=-", f"--directory={BUILD}", "show"],
-    input=f"include Makefile\nshow:\n\t@echo $({name})\n",
-    stdout=subprocess.PIPE,
+  show = f"show: ; @echo $({name})"
+  return subprocess.check_output(
+    ["make", "--silent", f"--directory={BUILD}", f"--eval={show}", "show"],
     env={"PATH": os.environ["PATH"]},
     text=True,
-    check=True,
-  ).stdout.strip()
+  ).splitlines()[-1]
 
 
 GANETI_DIR = _configured("GANETI_DIR")

@@ -100,6 +100,35 @@ class TestEnable:
     machine.run(*make, "install")
 
 
+class TestUsage:
+  """The command line."""
+
+  @pytest.mark.parametrize(
+    "document",
+    ["man/ganeti-kvmd-setup.8", "doc/bash-completion/ganeti-kvmd-setup"],
+  )
+  def test_every_word_is_documented(
+    self, machine: Machine, document: str
+  ) -> None:
+    said = machine.setup("--help")
+    for command in ("enable", "disable", "status"):
+      assert command in said
+      said += machine.setup(command, "--help")
+    words = set(re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", said))
+    assert words >= {"--daemon-only", "--restart", "--help", "-V"}
+    text = (_HERE.parents[2] / document).read_text()
+    text = re.sub(r"\\f.", "", text).replace("\\-", "-")
+    assert not {word for word in words if word not in text}
+
+  @pytest.mark.parametrize(
+    "words", [(), ("start",), ("disable", "--daemon-only"), ("status", "-x")]
+  )
+  def test_wrong(self, machine: Machine, words: tuple[str, ...]) -> None:
+    result = machine.node.run(TOOL, *words, check=False)
+    assert result.returncode == 2
+    assert result.stderr.startswith("usage: ganeti-kvmd-setup")
+
+
 class TestDaemon:
   """A daemon that runs while it is replaced."""
 

@@ -10,9 +10,9 @@ of its paths under one directory. What needs no paths needs no such node.
 from __future__ import annotations
 
 import os
+import pathlib
 import socket
 import subprocess
-import sys
 
 import forked
 import kvmd_process
@@ -31,6 +31,9 @@ ALL_ON = {
   constants.SS_NODE_VM_CAPABLE: f"node0.example.com=False\n{NODE}=True\n",
 }
 BUILD = os.environ["GANETI_KVMD_BUILD"]
+FIND_PYTHON = (
+  pathlib.Path(__file__).resolve().parents[3] / "autotools" / "find-python"
+)
 AS_ANYONE = ["--no-user-checks"] if os.geteuid() else []
 
 
@@ -120,10 +123,14 @@ def test_ganeti_knows_it(node):
     "from ganeti import constants, utils\n"
     "print(bool(utils.IsDaemonAlive(constants.KVMD)))"
   )
+  # Another interpreter has not all that Ganeti needs.
+  python = subprocess.run(
+    [FIND_PYTHON], capture_output=True, text=True, check=True
+  ).stdout.strip()
 
   def ask():
     return subprocess.run(
-      [sys.executable, "-c", question],
+      [python, "-c", question],
       env={**os.environ, **node.environment, "PYTHONPATH": BUILD},
       capture_output=True,
       text=True,
