@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import enum
 import errno
+import fcntl
 import os
 import stat
 import time
@@ -38,6 +39,9 @@ JOURNAL_DIGEST = JOURNAL + ".digest"
 JOURNAL_NEW_DIGEST = JOURNAL_DIGEST + ".new"
 
 _FILE_MODE = 0o600
+
+#: Seconds after which it is tried again to get a lock.
+_LOCK_INTERVAL = 0.01
 
 # A monitor's name may be so long that no mark's name fits: there is none then.
 _NO_SUCH_FILE = (errno.ENOENT, errno.ENAMETOOLONG)
@@ -185,6 +189,28 @@ class ControlDirectory:
       raise OSError(errno.ENOTSOCK, os.strerror(errno.ENOTSOCK), name)
     return OpenMonitor(descriptor, _life(found))
 
+  def lock(self, patience: float) -> bool:
+    """Keeps others from changing files that belong together.
+
+    @param patience: how long to wait for others, in seconds
+    @return: whether that was possible; if so, call L{unlock}
+
+    """
+    end = time.monotonic() + patience
+    while True:
+      try:
+        fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError:
+        if time.monotonic() >= end:
+          return False
+        time.sleep(_LOCK_INTERVAL)
+      else:
+        return True
+
+  def unlock(self) -> None:
+    """Lets others change files again."""
+    fcntl.flock(self.descriptor, fcntl.LOCK_UN)
+
   def life(self, instance: str) -> Life:
     """Returns the present life of an instance; if it is down, the last one.
 
@@ -267,9 +293,11 @@ class ControlDirectory:
   def _is_reborn(self, instance: str, life: Life) -> bool:
     """Tells whether all that there is belongs to another life."""
     has_another = False
+    # What a journal was begun with means nothing without the journal.
+    has_journal = self._find(instance + JOURNAL_EVENTS) is not None
     for suffix in (self._suffix, JOURNAL_COMMANDS):
       found = self._find(instance + suffix)
-      if found is not None:
+      if found is not None and (has_journal or suffix == self._suffix):
         if _life(found) == life:
           return False
         has_another = True

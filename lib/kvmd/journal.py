@@ -59,6 +59,12 @@ _FILES = (
 _FILE_MODE = 0o600
 _READ_SIZE = 64 * 1024
 
+#: Errors that say nothing about a file, only about us or the machine.
+_OUR_TROUBLE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO)
+
+#: Longest that the making of a journal waits for the daemon, in seconds.
+_LOCK_PATIENCE = 1.0
+
 #: A digest has at most four events, none of them long.
 _MAX_DIGEST = 64 * 1024
 
@@ -122,11 +128,22 @@ def prepare(directory: ControlDirectory, name: str) -> list[str]:
   @raise OSError: if the files cannot be made
 
   """
-  remove(directory, name)
-  with _create(directory, name + JOURNAL_COMMANDS) as file:
-    file.write(qmp.CAPABILITIES)
-  with _create(directory, name + JOURNAL_EVENTS) as file:
-    _reserve(file.fileno(), 0)
+  # The daemon may be about to remove the journal of an earlier life. One that
+  # was stopped in there must not keep instances from starting.
+  is_locked = directory.lock(_LOCK_PATIENCE)
+  try:
+    remove(directory, name)
+    with _create(directory, name + JOURNAL_COMMANDS) as file:
+      file.write(qmp.CAPABILITIES)
+    with _create(directory, name + JOURNAL_EVENTS) as file:
+      _reserve(file.fileno(), 0)
+  except OSError:
+    with contextlib.suppress(OSError):
+      remove(directory, name)
+    raise
+  finally:
+    if is_locked:
+      directory.unlock()
   # QEMU takes a comma in a path for the end of it, unless it is doubled.
   path = os.path.join(directory.path, name + JOURNAL).replace(",", ",,")
   return [
@@ -137,29 +154,42 @@ def prepare(directory: ControlDirectory, name: str) -> list[str]:
   ]
 
 
-def remove(
-  directory: ControlDirectory, name: str, life: Optional[Life] = None
-) -> None:
+def remove(directory: ControlDirectory, name: str) -> None:
   """Removes an instance's journal and all that belongs to it.
 
-  @param life: of which life; None for any
   @raise OSError: if it cannot be removed
 
   """
-  if life is not None and directory.journaled_life(name) not in (None, life):
-    return
   for ending in _FILES:
     with contextlib.suppress(FileNotFoundError):
       os.unlink(name + ending, dir_fd=directory.descriptor)
 
 
+def remove_life(directory: ControlDirectory, name: str, life: Life) -> None:
+  """Removes an instance's journal of one life, and of no other.
+
+  @raise BlockingIOError: if the hypervisor is about to make another
+  @raise OSError: if it cannot be removed
+
+  """
+  if not directory.lock(0.0):
+    raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN), name)
+  try:
+    if directory.journaled_life(name) in (None, life):
+      remove(directory, name)
+  finally:
+    directory.unlock()
+
+
 def is_being_written(directory: ControlDirectory, name: str) -> bool:
-  """Tells whether an instance has a journal that a QEMU has open."""
+  """Tells whether an instance has a journal that a QEMU may have open."""
   try:
     with opened(directory, name) as found:
       return found.is_being_written
   except (FileNotFoundError, JournalError):
     return False
+  except OSError:
+    return True
 
 
 def is_long(directory: ControlDirectory, name: str) -> bool:
@@ -387,6 +417,7 @@ def _open(directory: ControlDirectory, name: str, flags: int) -> int:
   """Opens a file that must be regular, ours, and nowhere else.
 
   @raise FileNotFoundError: if there is none
+  @raise OSError: if there is no descriptor left, or the like
   @raise JournalError: if it is none of that, or cannot be opened
 
   """
@@ -399,6 +430,8 @@ def _open(directory: ControlDirectory, name: str, flags: int) -> int:
   except OSError as err:
     if err.errno in (errno.ENOENT, errno.ENAMETOOLONG):
       raise FileNotFoundError(err.errno, err.strerror, name) from err
+    if err.errno in _OUR_TROUBLE:
+      raise
     raise JournalError(f"cannot open {name}: {err.strerror}") from err
   found = os.fstat(descriptor)
   if (

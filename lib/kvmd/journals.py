@@ -153,6 +153,14 @@ class Journals:
       self._expected.pop(name, None)
     except journal.JournalError as err:
       self._distrust(name, err)
+    except OSError as err:
+      # Out of descriptors, say: nothing is known, and nothing is judged.
+      instance.Instance(name, self._rule).complain(
+        "cannot look at its journal %s: %s; trying again",
+        err.filename,
+        err.strerror,
+      )
+      self._expected.setdefault(name, time.monotonic() + _PATIENCE)
 
   def _serve(self, name: str, directory: ControlDirectory) -> None:
     self._expected.pop(name, None)
@@ -186,9 +194,12 @@ class Journals:
     given = self._given[name]
     given.instance.settle(self.directory)
     if given.instance.is_settled:
-      del self._given[name]
       if self.directory is not None:
-        journal.remove(self.directory, name, given.life)
+        try:
+          journal.remove_life(self.directory, name, given.life)
+        except BlockingIOError:
+          return
+      del self._given[name]
 
   def _distrust(self, name: str, err: journal.JournalError) -> None:
     """Does without a journal that something is wrong with."""

@@ -190,7 +190,7 @@ class UserShutdown:
         record = found.replay(lifecycle.Rule.CAUSE)
     except FileNotFoundError:
       return None
-    except journal.JournalError as err:
+    except (journal.JournalError, OSError) as err:
       logging.warning("Instance %s: its journal is of no use: %s", name, err)
       return None
     if not record.version:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import collections
 import pathlib
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -97,6 +98,8 @@ class Daemons:
     self.lines: list[str] = []
     self.is_stopped = False
     self.has_few_descriptors = False
+    # How many files it may open, while it may not
+    self._usual_limit: typing.Optional[tuple[int, int]] = None
     # For how long daemons have run, without the time of being stopped
     self._ran = 0.0
     self._since = 0.0
@@ -223,6 +226,7 @@ class Daemons:
     self._process.wait(lifetime.PATIENCE)
     self._process = None
     self.is_stopped = False
+    self._usual_limit = None
 
   def stop(self) -> None:
     """Suspend the daemon."""
@@ -237,6 +241,35 @@ class Daemons:
       self._process.send_signal(signal.SIGCONT)
       self.is_stopped = False
       self._since = time.monotonic()
+
+  def take_descriptors(self, *, spare: int) -> None:
+    """Let a daemon open hardly any more files.
+
+    @param spare: as many are left
+
+    """
+    self.read_log()
+    if self._process is None or self._process.pid not in self._watching:
+      return
+    pid = self._process.pid
+    if self._usual_limit is None:
+      self._usual_limit = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    used = [
+      int(each.name) for each in pathlib.Path(f"/proc/{pid}/fd").iterdir()
+    ]
+    # New ones get the lowest numbers.
+    limit = max(used, default=2) + 1
+    free = limit - len(used)
+    limit += max(0, spare - free)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, self._usual_limit[1]))
+
+  def give_descriptors(self) -> None:
+    """Let the daemon open files again."""
+    if self._process is not None and self._usual_limit is not None:
+      resource.prlimit(
+        self._process.pid, resource.RLIMIT_NOFILE, self._usual_limit
+      )
+    self._usual_limit = None
 
   def close(self) -> None:
     self.kill()

@@ -51,7 +51,11 @@ def _check(result: int) -> None:
 
 
 class Ballast:
-  """What fills a file system up."""
+  """What fills a file system up.
+
+  @ivar is_full: whether there is no room
+
+  """
 
   def __init__(self, path: pathlib.Path) -> None:
     """Put nothing on it yet.
@@ -63,9 +67,11 @@ class Ballast:
     self._bytes.touch()
     self._files = path / "files"
     self._files.mkdir()
+    self.is_full = False
 
   def fill(self) -> None:
     """Leave no room for a single byte."""
+    self.is_full = True
     with open(self._bytes, "ab", buffering=0) as stream:
       for size in (_CHUNK, 4096):
         with _until_full():
@@ -74,6 +80,7 @@ class Ballast:
 
   def fill_inodes(self) -> None:
     """Leave no room for another file."""
+    self.is_full = True
     with _until_full():
       number = 0
       while True:
@@ -82,6 +89,7 @@ class Ballast:
 
   def free(self) -> None:
     """Make room."""
+    self.is_full = False
     os.truncate(self._bytes, 0)
     for path in self._files.iterdir():
       path.unlink()

@@ -82,6 +82,9 @@ class Trouble(enum.Enum):
   AWAIT_DAEMON = "wait until the daemon watches"
   STOP_DAEMON = "SIGSTOP the daemon"
   CONTINUE_DAEMON = "SIGCONT the daemon"
+  TAKE_DESCRIPTORS = "leave the daemon no descriptor"
+  LEAVE_A_DESCRIPTOR = "leave the daemon one descriptor"
+  GIVE_DESCRIPTORS = "give the daemon descriptors"
   REMOVE_DIRECTORY = "remove the directory and make it anew"
   MOVE_DIRECTORY = "rename the directory away"
   REPLACE_DIRECTORY = "rename the directory away and make another"
@@ -240,6 +243,8 @@ EVERYTHING = Profile(
     Trouble.START_TWO_DAEMONS: 2,
     Trouble.AWAIT_DAEMON: 3,
     Trouble.STOP_DAEMON: 5,
+    Trouble.TAKE_DESCRIPTORS: 1,
+    Trouble.LEAVE_A_DESCRIPTOR: 1,
     Trouble.REMOVE_DIRECTORY: 1,
     Trouble.MOVE_DIRECTORY: 2,
     Trouble.REPLACE_DIRECTORY: 1,
@@ -270,6 +275,18 @@ _STARTS = {
   Trouble.START_WITH_OTHER_CLOCK: 1.0,
   Trouble.START_TWO_DAEMONS: 1.0,
 }
+
+#: What ends a trouble, and which of that only one daemon needs
+_CURES = {
+  Trouble.STOP_DAEMON: Trouble.CONTINUE_DAEMON,
+  Trouble.TAKE_DESCRIPTORS: Trouble.GIVE_DESCRIPTORS,
+  Trouble.LEAVE_A_DESCRIPTOR: Trouble.GIVE_DESCRIPTORS,
+  Trouble.MOVE_DIRECTORY: Trouble.RETURN_DIRECTORY,
+  Trouble.REPLACE_DIRECTORY: Trouble.RETURN_DIRECTORY,
+  Trouble.FILL_DISK: Trouble.FREE_DISK,
+  Trouble.FILL_INODES: Trouble.FREE_DISK,
+}
+_OF_DAEMON = {Trouble.CONTINUE_DAEMON, Trouble.GIVE_DESCRIPTORS}
 
 _LIVING = {
   Deed.POWERDOWN_IGNORED: 3.0,
@@ -347,16 +364,12 @@ class _Generator:
       what = self._pick(self._profile.weights)
     if what in (Trouble.KILL_DAEMON, Trouble.END_DAEMON):
       self._is_down = True
-      self._cures.discard(Trouble.CONTINUE_DAEMON)
+      self._cures -= _OF_DAEMON
     elif what is Trouble.START_TWO_DAEMONS:
       self._is_down = False
-      self._cures.discard(Trouble.CONTINUE_DAEMON)
-    elif what is Trouble.STOP_DAEMON:
-      self._cures.add(Trouble.CONTINUE_DAEMON)
-    elif what in (Trouble.MOVE_DIRECTORY, Trouble.REPLACE_DIRECTORY):
-      self._cures.add(Trouble.RETURN_DIRECTORY)
-    elif what in (Trouble.FILL_DISK, Trouble.FILL_INODES):
-      self._cures.add(Trouble.FREE_DISK)
+      self._cures -= _OF_DAEMON
+    elif what in _CURES:
+      self._cures.add(_CURES[what])
     self.steps.append(Fault(what))
 
   def _live(self, slot: int) -> None:

@@ -406,7 +406,7 @@ class World:
     self._serve()
 
   def _remove_directory(self) -> None:
-    if not self._is_in_place:
+    if not self._is_in_place or self._ballast.is_full:
       return
     self._finish_starts()
     _remove(self.ctrl_dir)
@@ -422,7 +422,7 @@ class World:
       self.ctrl_dir.rename(self._away)
 
   def _replace_directory(self) -> None:
-    if self._is_in_place:
+    if self._is_in_place and not self._ballast.is_full:
       self._move_directory()
       self.ctrl_dir.mkdir()
       self._replaced_at = self._daemons.clock
@@ -484,6 +484,7 @@ class World:
         self._await_end(slot)
     self._return_directory()
     self._ballast.free()
+    self._daemons.give_descriptors()
     self._daemons.carry_on()
     if self._daemons.has_few_descriptors:
       self._end_daemon()
@@ -566,7 +567,7 @@ class World:
     return self._is_attached(slot)
 
   def _has_journal(self, name: str) -> bool:
-    return any(self.ctrl_dir.glob(f"{name}{ctrldir.JOURNAL}.*"))
+    return (self.ctrl_dir / (name + ctrldir.JOURNAL_EVENTS)).exists()
 
   def _count(self) -> None:
     """Takes stock of the lives that were over at a check."""
@@ -609,6 +610,13 @@ _TROUBLES: dict[Trouble, collections.abc.Callable[[World], None]] = {
   Trouble.AWAIT_DAEMON: lambda world: world._daemons.await_watching(),
   Trouble.STOP_DAEMON: lambda world: world._daemons.stop(),
   Trouble.CONTINUE_DAEMON: lambda world: world._daemons.carry_on(),
+  Trouble.TAKE_DESCRIPTORS: lambda world: world._daemons.take_descriptors(
+    spare=0
+  ),
+  Trouble.LEAVE_A_DESCRIPTOR: lambda world: world._daemons.take_descriptors(
+    spare=1
+  ),
+  Trouble.GIVE_DESCRIPTORS: lambda world: world._daemons.give_descriptors(),
   Trouble.REMOVE_DIRECTORY: World._remove_directory,
   Trouble.MOVE_DIRECTORY: World._move_directory,
   Trouble.REPLACE_DIRECTORY: World._replace_directory,

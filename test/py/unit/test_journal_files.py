@@ -1,0 +1,324 @@
+# Copyright (C) 2026 the ganeti-kvmd developers
+# SPDX-License-Identifier: BSD-2-Clause
+
+"""Tests of journals, written as QEMU writes them."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+from fake_monitor import GREETING, USER, encode, event
+from ganeti.kvmd import journal
+from ganeti.kvmd.ctrldir import (
+  JOURNAL_COMMANDS,
+  JOURNAL_DIGEST,
+  JOURNAL_EVENTS,
+  ControlDirectory,
+)
+from ganeti.kvmd.lifecycle import Rule, Verdict
+from histories import HISTORIES, judge
+from hypothesis import given
+from hypothesis import strategies as st
+
+BEGINNING = encode(GREETING) + encode({"return": {}})
+END = event("SHUTDOWN", USER)
+NAME = "web1"
+
+
+@pytest.fixture
+def control(ctrl_dir):
+  before = len(os.listdir("/proc/self/fd"))
+  descriptor = os.open(ctrl_dir, os.O_RDONLY)
+  yield ControlDirectory(str(ctrl_dir), descriptor, ".kvmd")
+  os.close(descriptor)
+  assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.fixture
+def write(control, ctrl_dir):
+  """Makes a journal, and writes into it as QEMU does: at its own place."""
+  journal.prepare(control, NAME)
+  writer = os.open(ctrl_dir / (NAME + JOURNAL_EVENTS), os.O_WRONLY)
+
+  def append(data):
+    assert os.write(writer, data) == len(data)
+
+  yield append
+  os.close(writer)
+
+
+def replay(control, rule=Rule.CAUSE):
+  with journal.opened(control, NAME) as found:
+    return found.replay(rule)
+
+
+def condense(control, rule=Rule.CAUSE):
+  with journal.opened(control, NAME) as found:
+    found.condense(rule)
+
+
+def conclude(control):
+  with journal.opened(control, NAME) as found:
+    return found.conclude(Rule.CAUSE)
+
+
+def test_files_and_options(ctrl_dir, control):
+  options = journal.prepare(control, "a,b")
+  assert f"pipe,id=kvmdjournal,path={ctrl_dir}/a,,b.journal" in options
+  assert sorted(os.listdir(ctrl_dir)) == ["a,b.journal.in", "a,b.journal.out"]
+  for path in ctrl_dir.iterdir():
+    assert path.lstat().st_mode & 0o777 == 0o600
+  commands = (ctrl_dir / "a,b.journal.in").read_bytes()
+  assert json.loads(commands) == {"execute": "qmp_capabilities"}
+  assert (ctrl_dir / "a,b.journal.out").read_bytes() == b""
+  journal.remove(control, "a,b")
+  journal.remove(control, "a,b")
+  assert os.listdir(ctrl_dir) == []
+
+
+def test_nothing_of_an_earlier_life_is_left(ctrl_dir, control, write):
+  write(BEGINNING + END)
+  condense(control)
+  journal.prepare(control, NAME)
+  assert replay(control).version == ""
+  assert not (ctrl_dir / (NAME + JOURNAL_DIGEST)).exists()
+
+
+def test_journal_of_a_later_life_is_not_removed(control):
+  journal.prepare(control, NAME)
+  with journal.opened(control, NAME) as found:
+    earlier = found.life
+  while control.journaled_life(NAME) == earlier:
+    journal.prepare(control, NAME)
+  journal.remove_life(control, NAME, earlier)
+  with journal.opened(control, NAME) as found:
+    assert found.life != earlier
+  journal.remove_life(control, NAME, found.life)
+  with pytest.raises(FileNotFoundError), journal.opened(control, NAME):
+    pass
+
+
+def test_qemu_that_never_came(control):
+  journal.prepare(control, NAME)
+  record = conclude(control)
+  assert record.version == ""
+  assert record.lifecycle.outcome.verdict is Verdict.KILLED
+
+
+def test_who_writes(ctrl_dir, control):
+  journal.prepare(control, NAME)
+  assert not journal.is_being_written(control, NAME)
+  with open(ctrl_dir / (NAME + JOURNAL_EVENTS), "ab") as writer:
+    assert journal.is_being_written(control, NAME)
+    assert conclude(control) is None
+    writer.write(BEGINNING + END)
+  # Those who read are no matter.
+  with open(ctrl_dir / (NAME + JOURNAL_EVENTS), "rb"):
+    assert not journal.is_being_written(control, NAME)
+  record = conclude(control)
+  assert record.version == "9.8.7"
+  assert record.lifecycle.outcome.verdict is Verdict.USER
+
+
+@pytest.mark.parametrize("rule", Rule)
+def test_any_history_however_often_it_is_condensed(ctrl_dir, rule):
+  """Nothing that counts is lost, wherever the reading stopped."""
+  descriptor = os.open(ctrl_dir, os.O_RDONLY)
+  control = ControlDirectory(str(ctrl_dir), descriptor, ".kvmd")
+
+  @given(
+    HISTORIES,
+    st.lists(
+      st.tuples(st.integers(0, 300), st.booleans(), st.booleans()), max_size=9
+    ),
+  )
+  def check(history, ways):
+    journal.prepare(control, NAME)
+    texts = [event(name, data) for name, data in history]
+    with open(ctrl_dir / (NAME + JOURNAL_EVENTS), "wb", buffering=0) as writer:
+      writer.write(BEGINNING)
+      for place, text in enumerate(texts):
+        part, pads, condenses = (
+          ways[place] if place < len(ways) else (0, False, False)
+        )
+        if pads:
+          # More than a page, so that some can be given back.
+          writer.write(event("RTC_CHANGE", {"offset": 1}) * 50)
+        writer.write(text[:part])
+        if condenses:
+          condense(control, rule)
+        writer.write(text[part:])
+    record = replay(control, rule)
+    assert record.version == "9.8.7"
+    assert record.lifecycle.outcome.verdict is judge(history, rule)
+    condense(control, rule)
+    again = replay(control, rule)
+    assert again.lifecycle.outcome == record.lifecycle.outcome
+    assert again.version == record.version
+
+  check()
+  os.close(descriptor)
+
+
+def test_what_was_read_is_given_back(control, ctrl_dir, write):
+  path = ctrl_dir / (NAME + JOURNAL_EVENTS)
+  write(BEGINNING + event("POWERDOWN"))
+  occupied = 0
+  for _ in range(20):
+    write(event("RTC_CHANGE", {"offset": 1}) * 2000)
+    assert journal.is_long(control, NAME)
+    condense(control)
+    occupied = max(occupied, path.stat().st_blocks * 512)
+  assert path.stat().st_size > 20 * 2000 * 50
+  assert occupied < 128 * 1024
+  assert not journal.is_long(control, NAME)
+  write(END)
+  outcome = replay(control).lifecycle.outcome
+  assert outcome.cause == "guest-shutdown after powerdown"
+
+
+def test_word_that_is_not_finished_does_not_count(control, write):
+  write(BEGINNING + END[:-5])
+  assert replay(control).lifecycle.outcome.verdict is Verdict.KILLED
+  condense(control)
+  write(END[-5:])
+  assert replay(control).lifecycle.outcome.verdict is Verdict.USER
+
+
+@pytest.mark.parametrize(
+  "text",
+  [b"\0", b"garbage", b"[]", b'{"event": 1}', b"\xff\xfe", b"}", b"{" * 200],
+)
+def test_garbage_is_never_the_user(control, ctrl_dir, text):
+  for content in (
+    text + BEGINNING + END,
+    BEGINNING + text + END,
+    BEGINNING + END + text,
+  ):
+    journal.prepare(control, NAME)
+    (ctrl_dir / (NAME + JOURNAL_EVENTS)).write_bytes(content)
+    with pytest.raises(journal.JournalError):
+      replay(control)
+    with pytest.raises(journal.JournalError):
+      condense(control)
+    record = conclude(control)
+    assert record.lifecycle.outcome.verdict is Verdict.UNKNOWN
+    assert "its journal is of no use" in record.lifecycle.outcome.cause
+
+
+def _make_directory(path):
+  path.unlink()
+  path.mkdir()
+
+
+def _make_fifo(path):
+  path.unlink()
+  os.mkfifo(path)
+
+
+def _make_link(path):
+  content = path.read_bytes()
+  path.unlink()
+  target = path.with_name("elsewhere")
+  target.write_bytes(content)
+  path.symlink_to(target.name)
+
+
+def _make_dangling_link(path):
+  path.unlink()
+  path.symlink_to("missing")
+
+
+def _link_twice(path):
+  os.link(path, path.with_name("elsewhere"))
+
+
+@pytest.mark.parametrize(
+  "spoil",
+  [_make_directory, _make_fifo, _make_link, _make_dangling_link, _link_twice],
+)
+@pytest.mark.parametrize("ending", [JOURNAL_EVENTS, JOURNAL_COMMANDS])
+def test_what_is_no_file_of_our_own(control, ctrl_dir, write, spoil, ending):
+  write(BEGINNING + END)
+  spoil(ctrl_dir / (NAME + ending))
+  with pytest.raises(journal.JournalError):
+    replay(control)
+  assert not journal.is_being_written(control, NAME)
+
+
+@pytest.mark.parametrize("ending", [JOURNAL_EVENTS, JOURNAL_COMMANDS])
+def test_what_is_missing(control, ctrl_dir, write, ending):
+  (ctrl_dir / (NAME + ending)).unlink()
+  with pytest.raises(FileNotFoundError):
+    replay(control)
+
+
+def test_name_too_long_for_a_journal(control):
+  with pytest.raises(FileNotFoundError):
+    with journal.opened(control, "x" * 250):
+      pass
+  assert not journal.is_being_written(control, "x" * 250)
+  assert not journal.is_long(control, "x" * 250)
+
+
+@pytest.mark.parametrize(
+  "content",
+  [
+    b"",
+    b"garbage",
+    b"null",
+    b"[]",
+    b"{}",
+    b'[1, 2, "", []]',
+    b'["INODE", 0, "", []]',
+    b'[INODE, -1, "", []]',
+    b'[INODE, 1.5, "", []]',
+    b"[INODE, 0, null, []]",
+    b'[INODE, 0, "", [1]]',
+    b'[INODE, 0, "", [["SHUTDOWN"]]]',
+    b'[INODE, 0, "", [["SHUTDOWN", 7]]]',
+    b'[INODE, 0, "", {"a": 1}]',
+    b'[INODE, 999999999, "", [["SHUTDOWN", {}]]]',
+    b"[" * 100000,
+    b"\xff",
+  ],
+)
+def test_damaged_digest(control, ctrl_dir, write, content):
+  write(BEGINNING + event("STOP"))
+  condense(control)
+  inode = (ctrl_dir / (NAME + JOURNAL_EVENTS)).stat().st_ino
+  path = ctrl_dir / (NAME + JOURNAL_DIGEST)
+  path.write_bytes(content.replace(b"INODE", b"%d" % inode))
+  with pytest.raises(journal.JournalError):
+    replay(control)
+
+
+@pytest.mark.parametrize("spoil", [_make_directory, _make_fifo, _make_link])
+def test_digest_that_is_no_file(control, ctrl_dir, write, spoil):
+  write(BEGINNING + END)
+  condense(control)
+  spoil(ctrl_dir / (NAME + JOURNAL_DIGEST))
+  with pytest.raises(journal.JournalError):
+    replay(control)
+
+
+def test_journal_that_is_shorter_than_it_was(control, ctrl_dir, write):
+  write(BEGINNING + END)
+  condense(control)
+  os.truncate(ctrl_dir / (NAME + JOURNAL_EVENTS), 10)
+  with pytest.raises(journal.JournalError, match="shorter"):
+    replay(control)
+
+
+def test_digest_that_was_left_half_written(control, ctrl_dir, write):
+  """The daemon was killed just then."""
+  write(BEGINNING + event("POWERDOWN"))
+  (ctrl_dir / f"{NAME}{JOURNAL_DIGEST}.new").write_bytes(b"[1, 2")
+  write(END)
+  condense(control)
+  outcome = replay(control).lifecycle.outcome
+  assert outcome.cause == "guest-shutdown after powerdown"
+  journal.remove(control, NAME)
+  assert os.listdir(ctrl_dir) == []
