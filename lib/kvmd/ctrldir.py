@@ -63,7 +63,7 @@ class Instances(NamedTuple):
   """The names of the instances that have something to follow.
 
   @ivar monitored: those with a monitor
-  @ivar journaled: those with a journal
+  @ivar journaled: those with a journal, or what is left of one
   @ivar marked: those with a mark
 
   """
@@ -165,7 +165,8 @@ class ControlDirectory:
     names = os.listdir(self.descriptor)
     return Instances(
       _begins_of(names, self._suffix),
-      _begins_of(names, JOURNAL_EVENTS),
+      # Of a journal's files this is made first and removed last.
+      _begins_of(names, JOURNAL_COMMANDS),
       set().union(*(_begins_of(names, mark.value) for mark in Mark)),
     )
 
@@ -225,6 +226,14 @@ class ControlDirectory:
     """Returns the life that an instance's journal tells of, if it has one."""
     found = self._find(instance + JOURNAL_COMMANDS)
     return None if found is None else _life(found)
+
+  def has_journal(self, instance: str) -> bool:
+    """Tells whether an instance has a journal.
+
+    @raise OSError: if that cannot be found out
+
+    """
+    return self._find(instance + JOURNAL_EVENTS) is not None
 
   def is_marked(self, mark: Mark, instance: str) -> bool:
     """Tells whether an instance is marked, in whichever life.
@@ -292,16 +301,14 @@ class ControlDirectory:
 
   def _is_reborn(self, instance: str, life: Life) -> bool:
     """Tells whether all that there is belongs to another life."""
-    has_another = False
+    monitor = self._find(instance + self._suffix)
+    if monitor is not None and _life(monitor) == life:
+      return False
+    journaled = self.journaled_life(instance)
     # What a journal was begun with means nothing without the journal.
-    has_journal = self._find(instance + JOURNAL_EVENTS) is not None
-    for suffix in (self._suffix, JOURNAL_COMMANDS):
-      found = self._find(instance + suffix)
-      if found is not None and (has_journal or suffix == self._suffix):
-        if _life(found) == life:
-          return False
-        has_another = True
-    return has_another
+    if journaled is None or not self.has_journal(instance):
+      return monitor is not None
+    return journaled != life
 
   def _find(self, name: str) -> Optional[os.stat_result]:
     """Looks at a file, not at what it may link to; None if there is none."""

@@ -172,13 +172,21 @@ def remove_life(directory: ControlDirectory, name: str, life: Life) -> None:
   @raise OSError: if it cannot be removed
 
   """
-  if not directory.lock(0.0):
-    raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN), name)
-  try:
+  with _locked(directory):
     if directory.journaled_life(name) in (None, life):
       remove(directory, name)
-  finally:
-    directory.unlock()
+
+
+def remove_rest(directory: ControlDirectory, name: str) -> None:
+  """Removes what somebody left of a journal who was killed while removing it.
+
+  @raise BlockingIOError: if the hypervisor is about to make another
+  @raise OSError: if it cannot be removed
+
+  """
+  with _locked(directory):
+    if not directory.has_journal(name):
+      remove(directory, name)
 
 
 def is_being_written(directory: ControlDirectory, name: str) -> bool:
@@ -203,6 +211,23 @@ def is_long(directory: ControlDirectory, name: str) -> bool:
   except OSError:
     return False
   return found.st_blocks * 512 >= _DIGEST_SIZE
+
+
+@contextlib.contextmanager
+def _locked(directory: ControlDirectory) -> Iterator[None]:
+  """Keeps the hypervisor from making a journal.
+
+  @raise BlockingIOError: if it is about to
+
+  """
+  if not directory.lock(0.0):
+    raise BlockingIOError(
+      errno.EAGAIN, os.strerror(errno.EAGAIN), directory.path
+    )
+  try:
+    yield
+  finally:
+    directory.unlock()
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ ran are read at the start.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -102,7 +103,7 @@ class Journals:
   def rescan(self, names: Iterable[str], *, thoroughly: bool) -> None:
     """Looks at all journals.
 
-    @param names: the names of the instances that have one
+    @param names: the names of the instances that have one, or a rest of one
     @param thoroughly: whether also at those that show no sign of a change:
       the number of a process may be that of another by now
 
@@ -117,7 +118,10 @@ class Journals:
       known = self._served.get(name)
       if thoroughly or known is None or not processes.is_alive(known.process):
         self._guard(self._look, name)
-      self._guard(self._condense, name)
+      if name in self._served:
+        self._guard(self._condense, name)
+      elif name not in self._expected:
+        self._guard(self._tidy, name)
 
   def run_timers(self, now: float) -> None:
     """Does what is due.
@@ -213,11 +217,7 @@ class Journals:
 
   def _condense(self, name: str) -> None:
     """Keeps a journal short."""
-    if (
-      self.directory is None
-      or name not in self._served
-      or not journal.is_long(self.directory, name)
-    ):
+    if self.directory is None or not journal.is_long(self.directory, name):
       return
     try:
       with journal.opened(self.directory, name) as found:
@@ -231,6 +231,12 @@ class Journals:
         "cannot keep its journal short (%s): it grows as long as it runs",
         err.strerror,
       )
+
+  def _tidy(self, name: str) -> None:
+    """Removes what is left of a journal."""
+    if self.directory is not None:
+      with contextlib.suppress(OSError):
+        journal.remove_rest(self.directory, name)
 
   def _guard(self, act: Callable[[str], None], name: str) -> None:
     """Does something for an instance, so that a fault harms no other."""
