@@ -232,19 +232,21 @@ class Instance:
   def _due(self) -> Iterator[tuple[Mark, bool]]:
     """Lists the marks that are not as they are to be, and how they are."""
     announced = self._lifecycle.announced
-    wanted = {
-      Mark.SHUTDOWN: announced and announced.verdict is lifecycle.Verdict.USER,
-      Mark.POWERDOWN: self._lifecycle.powerdown and not self._is_over,
-    }
-    for mark, is_wanted in wanted.items():
+    is_user = (
+      announced is not None and announced.verdict is lifecycle.Verdict.USER
+    )
+    is_pressed = self._lifecycle.powerdown and not self._is_over
+    for mark, is_wanted, has_word in (
+      (Mark.SHUTDOWN, is_user, self._is_over or announced is not None),
+      (Mark.POWERDOWN, is_pressed, self._is_over),
+    ):
       done = self._marked.get(mark)
       # What was never touched and is not wanted may be anything, as long as
       # there is nothing to be said about the life.
-      has_word = self._is_over or (announced and mark is Mark.SHUTDOWN)
       if done is None and not is_wanted and not has_word:
         continue
-      if bool(is_wanted) is not done:
-        yield mark, bool(is_wanted)
+      if is_wanted is not done:
+        yield mark, is_wanted
 
   def _take_over(self, directory: ControlDirectory, life: Life) -> None:
     """Finds out what marks mean that are there already, or removes them."""
