@@ -3,7 +3,7 @@
 
 """The connection to one instance's monitor.
 
-A monitor is connected to, greets, is asked for its events, answers, and is
+A monitor is connected to and asked for its events, greets, answers, and is
 attached from then on. Each of these steps may fail, and QEMU may be restarted
 under the same name at any of them.
 
@@ -180,6 +180,9 @@ class Monitor:
       os.close(opened.descriptor)
     self.state = State.CONNECTED
     self._connected = time.monotonic()
+    # QEMU reads it when it has greeted (as it does where it keeps a journal):
+    # to wait for that would take another round.
+    self._send(qmp.CAPABILITIES)
     return Attempt.CONNECTED
 
   def disconnect(self) -> None:
@@ -237,7 +240,6 @@ class Monitor:
       raise qmp.ProtocolError("a second greeting")
     self._version = greeting.version or "of unknown version"
     self.state = State.GREETED
-    self._send(qmp.CAPABILITIES)
 
   def _answered(
     self, reply: qmp.Reply, directory: Optional[ControlDirectory]

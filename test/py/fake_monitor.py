@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import pathlib
+import select
 import socket
 from typing import TYPE_CHECKING
 
@@ -97,12 +98,9 @@ class Connection:
   @property
   def is_open(self) -> bool:
     """Whether the client has not hung up."""
-    try:
-      return self._socket.recv(1, socket.MSG_PEEK) != b""
-    except BlockingIOError:
-      return True
-    except ConnectionResetError:
-      return False
+    poller = select.poll()
+    poller.register(self._socket, select.POLLRDHUP)
+    return not poller.poll(0)
 
   def close(self) -> None:
     self._socket.close()
