@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 #: Seconds after which a control directory that cannot be used is tried again.
 _TROUBLE_INTERVAL = 1.0
 
+#: Seconds that what is due may have to wait for what there is to be read.
+_LONGEST_DELAY = 0.1
 
 #: Every tenth rescan is thorough.
 _THOROUGH = 10
@@ -127,17 +129,22 @@ class Daemon:
     wait = max(0.0, due - time.monotonic())
     if limit is not None:
       wait = min(wait, limit)
+    ready = self._epoll.poll(wait)
     # Monitors come before names: what an instance has said belongs before
     # what a new one of its name does.
     others = [
       descriptor
-      for descriptor, _ in self._epoll.poll(wait)
+      for descriptor, _ in ready
       if not self._monitors.read(descriptor)
     ]
     for descriptor in others:
       if descriptor in self._handlers:
         self._attempt(self._handlers[descriptor])
     now = time.monotonic()
+    # All that was said comes before all that is due, but not for ever: where
+    # many instances end at once, each has its file before the first verdict.
+    if ready and now < due + _LONGEST_DELAY:
+      return
     if now >= self._next_rescan:
       self._next_rescan = now + self._settings.rescan_interval
       self._attempt(self._look_again)

@@ -202,12 +202,11 @@ class Monitors:
     return len(self._by_descriptor) < self._limit - _RESERVED
 
   def _retry(self, follower: monitor.Monitor) -> None:
-    """Connects at once if all was well so far, else later and later."""
-    if not follower.attempts:
-      self._connect(follower)
-      return
-    # Doubling forever would leave the range of a float, after a day or so.
-    delay = _FIRST_DELAY * 2 ** min(follower.attempts - 1, _MAX_DOUBLINGS)
+    """Connects soon if all was well so far, else later and later."""
+    delay = 0.0
+    if follower.attempts:
+      # Doubling forever would leave the range of a float, after a day or so.
+      delay = _FIRST_DELAY * 2 ** min(follower.attempts - 1, _MAX_DOUBLINGS)
     if delay < self._longest_delay:
       self._schedule(follower, delay)
 
