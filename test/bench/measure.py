@@ -34,6 +34,9 @@ _SETTLED_SECONDS = 0.4
 _SETTLED_NANOSECONDS = 1000000
 _SETTLE_TIMEOUT = 20
 
+# How exactly it is told when each of many files appeared.
+_RESOLUTION_SECONDS = 0.001
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -191,6 +194,7 @@ class ShutdownFiles:
     """
     seen: dict[str, int] = {}
     missing = set(instances)
+    is_one = len(missing) == 1
     deadline = time.monotonic() + timeout
     while missing and (left := deadline - time.monotonic()) > 0:
       names = self._inotify.read(min(left, patience))
@@ -202,6 +206,9 @@ class ShutdownFiles:
         if name.endswith(self._SUFFIX) and instance in missing:
           missing.remove(instance)
           seen[instance] = now
+      if not is_one:
+        # To wake up for each of many would slow down who makes them.
+        time.sleep(_RESOLUTION_SECONDS)
     return seen
 
   def remove_all(self) -> None:
