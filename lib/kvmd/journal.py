@@ -161,8 +161,10 @@ def remove(directory: ControlDirectory, name: str) -> None:
 
   """
   for ending in _FILES:
-    with contextlib.suppress(FileNotFoundError):
+    try:
       os.unlink(name + ending, dir_fd=directory.descriptor)
+    except FileNotFoundError:
+      pass
 
 
 def remove_life(directory: ControlDirectory, name: str, life: Life) -> None:
@@ -378,8 +380,9 @@ class Journal:
         position += len(chunk)
         for message in decoder.feed(chunk):
           if isinstance(message, qmp.Event):
-            state.receive(message.name, message.data)
-            essence.receive(message.name, message.data)
+            if message.name in lifecycle.EVENTS:
+              state.receive(message.name, message.data)
+              essence.receive(message.name, message.data)
           elif isinstance(message, qmp.Greeting):
             version = message.version or "unknown"
     except qmp.ProtocolError as err:

@@ -191,7 +191,8 @@ class Journals:
     known.begin(life)
     known.conclude(record.lifecycle, ended - life.born / 1e9, self.directory)
     self._given[name] = _Given(known, life)
-    self._settle(name)
+    # Where many end at once, all are judged before the first is tidied up.
+    self._next_settling = 0.0
 
   def _settle(self, name: str) -> None:
     """Delivers a verdict; after that the journal is of no use any more."""
