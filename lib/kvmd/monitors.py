@@ -127,7 +127,13 @@ class Monitors:
       if is_new and name in self._by_name:
         self._by_name[name].instance.may_be_marked = name in marked
     for name in self._by_name.keys() - found:
-      if self._by_name[name].state is monitor.State.APART:
+      follower = self._by_name[name]
+      if follower.state is not monitor.State.APART:
+        continue
+      if follower.instance.life is None:
+        # Nothing is known of it; it may have waited for a place in vain.
+        self.drop(name)
+      else:
         self._guard(self._look_after, name)
 
   def drop(self, name: str) -> None:
