@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import collections.abc
+import ctypes.util
+import functools
 import importlib.util
 import itertools
 import os
@@ -27,6 +29,7 @@ os.environ.setdefault(
   "HYPOTHESIS_STORAGE_DIRECTORY", str(_BUILD / ".hypothesis")
 )
 
+import fake_monitor  # noqa: E402
 import hypothesis  # noqa: E402
 from guests import lifetime  # noqa: E402
 
@@ -45,6 +48,9 @@ for _name, _options in {
   )
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "kvmd"))
 
+
+# pyinotify has ldconfig look for the C library for each watch that is made.
+ctypes.util.find_library = functools.lru_cache(ctypes.util.find_library)
 
 # Without Ganeti there is nothing to be tested of the daemon of a node.
 if importlib.util.find_spec("ganeti.constants") is None:
@@ -66,12 +72,13 @@ def _scratch() -> collections.abc.Iterator[tuple[pathlib.Path, int]]:
 
 
 @pytest.fixture
-def scratch(_scratch) -> pathlib.Path:
+def scratch(_scratch) -> collections.abc.Iterator[pathlib.Path]:
   """A directory for one test, with a short path that has no links in it."""
   path, numbers = _scratch
   mine = path / str(next(numbers))
   mine.mkdir()
-  return mine
+  yield mine
+  fake_monitor.end_all()
 
 
 @pytest.fixture

@@ -46,6 +46,16 @@ def event(name: str, data: Optional[dict[str, Any]] = None) -> bytes:
   return encode(message)
 
 
+# All that live, as one that nobody refers to would be closed.
+_alive: set[FakeMonitor] = set()
+
+
+def end_all() -> None:
+  """Ends all monitors like processes that are killed."""
+  for each in list(_alive):
+    each.die()
+
+
 class Connection:
   """A client's connection to the monitor."""
 
@@ -65,11 +75,6 @@ class Connection:
       return self._socket.send(data)
     except BlockingIOError:
       return 0
-
-  def send_all(self, data: bytes) -> None:
-    """Sends bytes as fast as the client takes them."""
-    self._socket.setblocking(True)
-    self._socket.sendall(data)
 
   def greet(self) -> None:
     self.send(encode(GREETING))
@@ -128,6 +133,7 @@ class FakeMonitor:
     be told from it: its QEMU took more than no time to start.
 
     """
+    _alive.add(self)
     self.instance = instance
     self.path = directory / (instance + suffix)
     self._backlog = backlog
@@ -167,6 +173,7 @@ class FakeMonitor:
 
   def die(self) -> None:
     """Ends like a process that is killed: the file stays."""
+    _alive.discard(self)
     for connection in self._connections:
       connection.close()
     self._listener.close()

@@ -8,7 +8,6 @@ The process goes when this one goes, however that goes.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import enum
 import os
@@ -17,7 +16,7 @@ import traceback
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-  from collections.abc import Callable, Iterator
+  from collections.abc import Callable
 
 _NOBODY = 65534
 _CLONE_NEWNS = 0x00020000
@@ -66,24 +65,6 @@ def run(function: Callable[[], None], place: Place = Place.ORDINARY) -> None:
   _, status = os.waitpid(child, 0)
   if status or said:
     raise AssertionError(f"in a process of its own, status {status}:\n{said}")
-
-
-@contextlib.contextmanager
-def beside(function: Callable[[], None]) -> Iterator[None]:
-  """Runs a function in a process beside this one, and kills that at last."""
-  parent = os.getpid()
-  child = os.fork()
-  if not child:
-    try:
-      _enter(Place.ORDINARY, parent)
-      function()
-    finally:
-      os._exit(0)
-  try:
-    yield
-  finally:
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
 
 
 def mount_small(path: str, files: int) -> None:

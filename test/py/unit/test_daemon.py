@@ -8,7 +8,6 @@ The daemon runs in the test's own thread, a turn at a time.
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
 import os
@@ -16,7 +15,6 @@ import pathlib
 import re
 import resource
 import shutil
-import signal
 import socket
 import stat
 import tempfile
@@ -24,6 +22,7 @@ import time
 from typing import NamedTuple
 from unittest import mock
 
+import fake_monitor
 import forked
 import pytest
 from fake_monitor import (
@@ -37,6 +36,7 @@ from fake_monitor import (
   event,
 )
 from ganeti.kvmd import daemon, monitors, qmp
+from ganeti.kvmd import monitor as monitor_module
 from ganeti.kvmd.lifecycle import Rule
 from histories import HISTORIES, judge
 from hypothesis import given, settings
@@ -72,8 +72,6 @@ class Scene:
     self.ctrl_dir = ctrl_dir
     self._log = log
     self._fences = 0
-    # A socket that nobody refers to would be closed.
-    self._served = []
     self.daemon = None
 
   def start(self, **options):
@@ -87,17 +85,13 @@ class Scene:
       **options,
     }
     self.daemon = daemon.Daemon(daemon.Settings(**chosen))
+    # All that is there is found at once; what comes later is told.
+    self.turn()
 
   def stop(self):
     if self.daemon is not None:
       self.daemon.close()
       self.daemon = None
-
-  def end(self):
-    """Ends everything."""
-    self.stop()
-    for qemu in self._served:
-      qemu.die()
 
   def turn(self):
     """Lets the daemon do what is due now."""
@@ -155,8 +149,7 @@ class Scene:
     before = self.count("attached")
     connection.answer()
     self.until(lambda: self.count("attached") > before)
-    self._served.append(Qemu(monitor, connection))
-    return self._served[-1]
+    return Qemu(monitor, connection)
 
   def attach(self, name, **options):
     """Starts an instance and lets the daemon attach to it."""
@@ -175,13 +168,12 @@ def scene(ctrl_dir, caplog, monkeypatch):
   caplog.set_level(logging.INFO)
   # The ends of this machine's other processes would come in between.
   monkeypatch.setattr(daemon, "_listen_for_exits", lambda: None)
-  gc.collect()
   before = len(os.listdir("/proc/self/fd"))
   play = Scene(ctrl_dir, caplog)
   play.start()
   yield play
-  play.end()
-  gc.collect()
+  play.stop()
+  fake_monitor.end_all()
   assert len(os.listdir("/proc/self/fd")) == before
 
 
@@ -570,12 +562,16 @@ def test_message_without_an_end(scene):
   assert scene.verdict("web1") == "killed or crashed"
 
 
-def test_monitor_that_always_sends_garbage_is_not_tried_all_the_time(scene):
-  monitor = FakeMonitor(scene.ctrl_dir, "web1")
+def test_monitor_that_always_sends_garbage_is_not_tried_all_the_time(
+  scene, monkeypatch
+):
+  """However long each connection was good before."""
+  monkeypatch.setattr(monitor_module, "_GOOD_CONNECTION", 0.0)
+  machine = FakeMonitor(scene.ctrl_dir, "web1")
   attempts = 0
   end = time.monotonic() + 0.5
   while time.monotonic() < end:
-    connection = monitor.accept()
+    connection = machine.accept()
     if connection is not None:
       attempts += 1
       connection.greet()
@@ -671,23 +667,19 @@ def test_flood_keeps_nobody_waiting(scene):
 def test_flood_from_a_connection_that_was_superseded(scene):
   """It is read to its end, but not for ever."""
   old = scene.attach("web1")
-  flood = event("RTC_CHANGE", {"offset": 7}) * 500
+  new = FakeMonitor(scene.ctrl_dir, "web1")
+  reads = 0
 
-  def pour():
-    while True:
-      old.connection.send_all(flood)
+  def always_more(*_):
+    nonlocal reads
+    reads += 1
+    assert reads < 1000
+    return monitor_module.Reading.DATA
 
-  def give_up(*_):
-    raise AssertionError("the daemon does not get away from the flood")
-
-  before = signal.signal(signal.SIGALRM, give_up)
-  signal.alarm(int(PATIENCE))
-  try:
-    with forked.beside(pour):
-      scene.attach("web1")
-  finally:
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
+  with mock.patch.object(monitor_module.Monitor, "read", always_more):
+    scene.until(lambda: not old.connection.is_open)
+  assert not scene.count("fault")
+  scene.serve(new)
   assert scene.verdicts("web1") == ["killed or crashed"]
 
 
@@ -801,6 +793,16 @@ def test_file_appears_in_the_last_moment_of_a_life_that_crashed(scene):
   scene.file("web1").touch()
   qemu.die()
   scene.verdict("web1")
+  scene.until(lambda: not scene.has_file("web1"))
+
+
+def test_file_appears_between_announcement_and_end(scene):
+  qemu = scene.attach("web1")
+  qemu.event("SHUTDOWN", SIGNAL)
+  scene.fence()
+  scene.file("web1").touch()
+  qemu.quit()
+  assert scene.verdict("web1") == "administrator"
   scene.until(lambda: not scene.has_file("web1"))
 
 
@@ -1014,6 +1016,17 @@ def test_mark_that_cannot_be_written_at_once(scene, monkeypatch):
   assert scene.count("cannot") == 1
   scene.file("web1").rmdir()
   scene.until(lambda: scene.file("web1").is_file())
+
+
+def test_mark_that_cannot_be_written_while_qemu_lives(scene, monkeypatch):
+  monkeypatch.setattr(monitors, "_SETTLING_INTERVAL", 0.01)
+  qemu = scene.attach("web1")
+  scene.file("web1").mkdir()
+  qemu.event("SHUTDOWN", USER)
+  scene.says("instance web1: cannot write its file web1.shutdown")
+  scene.file("web1").rmdir()
+  scene.until(lambda: scene.file("web1").is_file())
+  assert scene.verdicts("web1") == []
 
 
 def test_mark_that_can_neither_be_removed_nor_written_at_once(
@@ -1346,46 +1359,25 @@ def test_out_of_descriptors(scene):
   forked.run(check)
 
 
-def test_no_descriptor_is_left(scene, monkeypatch):
+@pytest.mark.parametrize("left", range(1, 4))
+def test_hardly_a_descriptor_is_left(scene, scratch, left, monkeypatch):
   """Others may have taken them all; it works on as soon as there are some."""
   monkeypatch.setattr(daemon, "_TROUBLE_INTERVAL", 0.05)
   scene.stop()
 
   def check():
-    machine = FakeMonitor(scene.ctrl_dir, "web1")
+    monitor = FakeMonitor(scratch, "web1")
     scene.start()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # The limit is one for numbers: up to the first that is free, all are taken.
+    # The limit is one for numbers, and the lowest free number is taken first.
     first_free = os.dup(0)
     os.close(first_free)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (first_free, hard))
-    scene.says("Too many open files")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    qemu = scene.serve(machine)
-    qemu.event("SHUTDOWN", USER)
-    qemu.quit()
-    assert scene.verdict("web1") == "user"
-    scene.stop()
-
-  forked.run(check)
-
-
-@pytest.mark.parametrize("more", range(1, 4))
-def test_few_descriptors_are_left(scene, more, monkeypatch):
-  monkeypatch.setattr(daemon, "_TROUBLE_INTERVAL", 0.05)
-  scene.stop()
-
-  def check():
-    machine = FakeMonitor(scene.ctrl_dir, "web1")
-    scene.start()
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    first_free = os.dup(0)
-    os.close(first_free)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (first_free + more, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (first_free + left, hard))
+    monitor.path.rename(scene.ctrl_dir / "web1.kvmd")
     for _ in range(5):
       scene.turn()
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    qemu = scene.serve(machine)
+    qemu = scene.serve(monitor)
     qemu.event("SHUTDOWN", USER)
     qemu.quit()
     assert scene.verdict("web1") == "user"
