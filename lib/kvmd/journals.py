@@ -154,7 +154,8 @@ class Journals:
           self._expected.setdefault(name, time.monotonic() + _PATIENCE)
     except FileNotFoundError:
       self._served.pop(name, None)
-      self._expected.pop(name, None)
+      if self._expected.pop(name, None) is not None:
+        self._on_absent(name)
     except journal.JournalError as err:
       self._distrust(name, err)
     except OSError as err:
