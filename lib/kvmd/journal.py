@@ -59,8 +59,15 @@ _FILES = (
 _FILE_MODE = 0o600
 _READ_SIZE = 64 * 1024
 
-#: Errors that say nothing about a file, only about us or the machine.
-_OUR_TROUBLE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO)
+#: Errors that say nothing about a file, only about us or the machine; EAGAIN:
+#: somebody asks just now who writes it.
+_OUR_TROUBLE = (
+  errno.EAGAIN,
+  errno.EIO,
+  errno.EMFILE,
+  errno.ENFILE,
+  errno.ENOMEM,
+)
 
 #: Longest that the making of a journal waits for the daemon, in seconds.
 _LOCK_PATIENCE = 1.0
@@ -346,10 +353,19 @@ class Journal:
 
     @param rule: how a shutdown is judged
     @raise JournalError: if there is something else in it than QEMU's events
+    @raise BlockingIOError: if the hypervisor is about to make another, or
+      looks at this one
     @raise OSError: if the file system does not take part
 
     """
     digest = self.replay(rule).digest
+    with _locked(self._directory):
+      # A digest of this journal must not become that of another.
+      if self._directory.journaled_life(self._name) == self.life:
+        self._give_back(digest)
+
+  def _give_back(self, digest: Digest) -> None:
+    """Writes a digest, then gives back what it covers."""
     with _create(self._directory, self._name + JOURNAL_NEW_DIGEST) as file:
       file.write(json.dumps(digest).encode("ascii"))
     os.rename(

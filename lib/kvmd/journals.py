@@ -224,7 +224,7 @@ class Journals:
     try:
       with journal.opened(self.directory, name) as found:
         found.condense(self._rule)
-    except FileNotFoundError:
+    except (FileNotFoundError, BlockingIOError):
       return
     except journal.JournalError as err:
       self._distrust(name, err)

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import signal
 
 import pytest
 from fake_monitor import GREETING, USER, encode, event
@@ -98,6 +100,40 @@ def test_journal_of_a_later_life_is_not_removed(control):
   journal.remove_life(control, NAME, found.life)
   with pytest.raises(FileNotFoundError), journal.opened(control, NAME):
     pass
+
+
+def test_digest_is_not_left_for_a_later_life(control, ctrl_dir, write):
+  write(BEGINNING + END)
+  with journal.opened(control, NAME) as found:
+    while control.journaled_life(NAME) == found.life:
+      journal.prepare(control, NAME)
+    found.condense(Rule.CAUSE)
+  assert not (ctrl_dir / (NAME + JOURNAL_DIGEST)).exists()
+
+
+def test_hypervisor_is_about_to_make_a_journal(control, ctrl_dir, write):
+  write(BEGINNING + END)
+  other = os.open(ctrl_dir, os.O_RDONLY)
+  try:
+    fcntl.flock(other, fcntl.LOCK_EX)
+    with pytest.raises(BlockingIOError):
+      condense(control)
+  finally:
+    os.close(other)
+  condense(control)
+
+
+def test_hypervisor_looks_while_it_is_condensed(control, ctrl_dir):
+  """That is no fault of the journal."""
+  journal.prepare(control, NAME)
+  path = ctrl_dir / (NAME + JOURNAL_EVENTS)
+  path.write_bytes(BEGINNING + END)
+  with open(path, "rb") as reader:
+    fcntl.fcntl(reader, fcntl.F_SETSIG, signal.SIGURG)
+    fcntl.fcntl(reader, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    with pytest.raises(BlockingIOError):
+      condense(control)
+  assert replay(control).lifecycle.outcome.verdict is Verdict.USER
 
 
 def test_qemu_that_never_came(control):
