@@ -262,7 +262,7 @@ class ControlDirectory:
     The file is dated just after the birth of the life that it speaks of. So
     it is never taken for one of another life, however late it is written and
     however the clock was set meanwhile. If the instance lives anew already,
-    none is written.
+    none is written; and if the hypervisor removes it at once, that counts.
 
     @return: whether it was written
     @raise OSError: if the file cannot be written
@@ -279,12 +279,19 @@ class ControlDirectory:
         os.unlink(name, dir_fd=self.descriptor)
         self._create(name)
     date = life.born + 1
-    os.utime(
-      name,
-      ns=(date, date),
-      dir_fd=self.descriptor,
-      follow_symlinks=False,
-    )
+    try:
+      os.utime(
+        name,
+        ns=(date, date),
+        dir_fd=self.descriptor,
+        follow_symlinks=False,
+      )
+    except FileNotFoundError:
+      return False
+    except OSError as err:
+      # Python does not say it here.
+      err.filename = name
+      raise
     return True
 
   def remove(self, mark: Mark, instance: str) -> bool:

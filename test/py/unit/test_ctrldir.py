@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from unittest import mock
 
 import forked
 import pytest
@@ -245,6 +246,27 @@ def test_directory_that_was_removed_is_an_error_to_write_in(
   assert control.remove(mark, "a") is False
   assert control.instances().monitored == set()
   assert names(ctrl_dir) == []
+
+
+def test_mark_that_is_removed_at_once(ctrl_dir, control, mark):
+  """The hypervisor did it, and means it."""
+  date = os.utime
+
+  def remove_before(*arguments, **options):
+    assert control.remove(mark, "a")
+    date(*arguments, **options)
+
+  with mock.patch("os.utime", remove_before):
+    assert control.write(mark, "a", LIFE) is False
+  assert os.listdir(ctrl_dir) == []
+
+
+def test_mark_that_cannot_be_dated(control, mark, monkeypatch):
+  fault = PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+  monkeypatch.setattr(os, "utime", mock.Mock(side_effect=fault))
+  with pytest.raises(PermissionError) as err:
+    control.write(mark, "a", LIFE)
+  assert err.value.filename == f"a{mark.value}"
 
 
 def test_what_has_a_monitor(ctrl_dir, control, mark):
