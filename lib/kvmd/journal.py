@@ -69,7 +69,7 @@ _OUR_TROUBLE = (
   errno.ENOMEM,
 )
 
-#: Longest that the making of a journal waits for the daemon, in seconds.
+#: Longest that the hypervisor waits for the daemon, in seconds.
 _LOCK_PATIENCE = 1.0
 
 #: A digest has at most four events, none of them long.
@@ -135,22 +135,17 @@ def prepare(directory: ControlDirectory, name: str) -> list[str]:
   @raise OSError: if the files cannot be made
 
   """
-  # The daemon may be about to remove the journal of an earlier life. One that
-  # was stopped in there must not keep instances from starting.
-  is_locked = directory.lock(_LOCK_PATIENCE)
-  try:
-    remove(directory, name)
-    with _create(directory, name + JOURNAL_COMMANDS) as file:
-      file.write(qmp.CAPABILITIES)
-    with _create(directory, name + JOURNAL_EVENTS) as file:
-      _reserve(file.fileno(), 0)
-  except OSError:
-    with contextlib.suppress(OSError):
-      remove(directory, name)
-    raise
-  finally:
-    if is_locked:
-      directory.unlock()
+  with _daemon_kept_out(directory):
+    try:
+      _remove(directory, name)
+      with _create(directory, name + JOURNAL_COMMANDS) as file:
+        file.write(qmp.CAPABILITIES)
+      with _create(directory, name + JOURNAL_EVENTS) as file:
+        _reserve(file.fileno(), 0)
+    except OSError:
+      with contextlib.suppress(OSError):
+        _remove(directory, name)
+      raise
   # QEMU takes a comma in a path for the end of it, unless it is doubled.
   path = os.path.join(directory.path, name + JOURNAL).replace(",", ",,")
   return [
@@ -167,11 +162,8 @@ def remove(directory: ControlDirectory, name: str) -> None:
   @raise OSError: if it cannot be removed
 
   """
-  for ending in _FILES:
-    try:
-      os.unlink(name + ending, dir_fd=directory.descriptor)
-    except FileNotFoundError:
-      pass
+  with _daemon_kept_out(directory):
+    _remove(directory, name)
 
 
 def remove_life(directory: ControlDirectory, name: str, life: Life) -> None:
@@ -183,7 +175,7 @@ def remove_life(directory: ControlDirectory, name: str, life: Life) -> None:
   """
   with _locked(directory):
     if directory.journaled_life(name) in (None, life):
-      remove(directory, name)
+      _remove(directory, name)
 
 
 def remove_rest(directory: ControlDirectory, name: str) -> None:
@@ -195,7 +187,7 @@ def remove_rest(directory: ControlDirectory, name: str) -> None:
   """
   with _locked(directory):
     if not directory.has_journal(name):
-      remove(directory, name)
+      _remove(directory, name)
 
 
 def is_being_written(directory: ControlDirectory, name: str) -> bool:
@@ -220,6 +212,29 @@ def is_long(directory: ControlDirectory, name: str) -> bool:
   except OSError:
     return False
   return found.st_blocks * 512 >= _DIGEST_SIZE
+
+
+def _remove(directory: ControlDirectory, name: str) -> None:
+  for ending in _FILES:
+    try:
+      os.unlink(name + ending, dir_fd=directory.descriptor)
+    except FileNotFoundError:
+      pass
+
+
+@contextlib.contextmanager
+def _daemon_kept_out(directory: ControlDirectory) -> Iterator[None]:
+  """Keeps the daemon from touching the journal of an earlier life.
+
+  One that was stopped in there must not keep instances from starting.
+
+  """
+  is_locked = directory.lock(_LOCK_PATIENCE)
+  try:
+    yield
+  finally:
+    if is_locked:
+      directory.unlock()
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import signal
+import time
 
 import pytest
 from fake_monitor import GREETING, USER, encode, event
@@ -121,6 +122,27 @@ def test_hypervisor_is_about_to_make_a_journal(control, ctrl_dir, write):
   finally:
     os.close(other)
   condense(control)
+
+
+def test_daemon_is_in_the_middle_of_something(
+  control, ctrl_dir, write, monkeypatch
+):
+  """The hypervisor waits for it, but not for ever."""
+  write(BEGINNING + END)
+  patience = 0.05
+  monkeypatch.setattr(journal, "_LOCK_PATIENCE", patience)
+  other = os.open(ctrl_dir, os.O_RDONLY)
+  try:
+    fcntl.flock(other, fcntl.LOCK_EX)
+    began = time.monotonic()
+    journal.remove(control, NAME)
+    assert time.monotonic() - began >= patience
+    assert os.listdir(ctrl_dir) == []
+    journal.prepare(control, NAME)
+    assert time.monotonic() - began >= 2 * patience
+  finally:
+    os.close(other)
+  assert replay(control).version == ""
 
 
 def test_hypervisor_looks_while_it_is_condensed(control, ctrl_dir):
