@@ -34,6 +34,17 @@ _VERDICTS = {
 _SHORT = 60 * 1024
 
 
+@contextlib.contextmanager
+def _going_on(tracer: Tracer) -> collections.abc.Iterator[None]:
+  """Let the halted daemon go on with what somebody waits for."""
+
+  def step(_seconds: float) -> None:
+    tracer.step()
+
+  with mock.patch("time.sleep", step):
+    yield
+
+
 class _Node:
   """A control directory, and the hypervisor."""
 
@@ -54,17 +65,8 @@ class _Node:
       daemon.close()
 
   def start(self, name: str, tracer: Tracer, *, journal: bool) -> FakeQemu:
-    """Start a guest as Ganeti does, while the daemon is halted.
-
-    If the start has to wait for what the daemon is in the middle of, that goes
-    on.
-
-    """
-
-    def let_it_go_on(_seconds: float) -> None:
-      tracer.step()
-
-    with mock.patch("time.sleep", let_it_go_on):
+    """Start a guest as Ganeti does, while the daemon is halted."""
+    with _going_on(tracer):
       self.hypervisor.prepare_start(name)
       if journal:
         assert self.hypervisor.prepare_journal(name)
@@ -284,13 +286,7 @@ def _start_anew_after(
 
   """
   name = f"guest{steps}"
-  guest = scenario.begin(node, daemon, name)
-  tracer = Tracer(daemon.pid)
-  scenario.act(guest)
-  made = sum(
-    1 for _, _ in zip(range(steps), _steps(node, scenario, tracer, name))
-  )
-  scenario.finish(guest)
+  tracer, made = _end_after(node, scenario, daemon, name, steps=steps)
   guest = node.start(name, tracer, journal=scenario.journal)
   tracer.detach()
   if not scenario.journal:
@@ -301,5 +297,55 @@ def _start_anew_after(
     f"{_VERDICTS[deed]} on {name}",
   )
   node.wait_clean(name, is_user=deed is Deed.USER_POWERS_OFF)
+  node.clean_up(name)
+  return made == steps
+
+
+def _end_after(
+  node: _Node, scenario: _Scenario, daemon: Daemon, name: str, *, steps: int
+) -> tuple[Tracer, int]:
+  """Lets a guest live, and end when the daemon has done some steps.
+
+  @return: what halts the daemon, and how many steps it has done
+
+  """
+  guest = scenario.begin(node, daemon, name)
+  tracer = Tracer(daemon.pid)
+  scenario.act(guest)
+  made = sum(
+    1 for _, _ in zip(range(steps), _steps(node, scenario, tracer, name))
+  )
+  scenario.finish(guest)
+  return tracer, made
+
+
+@pytest.mark.parametrize("scenario", _SCENARIOS, ids=lambda each: each.name)
+def test_cleaned_up_at_any_step(node: _Node, scenario: _Scenario) -> None:
+  """What comes after it is the mark at most, which any start removes."""
+  with node.daemon(*scenario.options) as daemon:
+    number = 0
+    while _clean_up_after(node, scenario, daemon, steps=number):
+      number += 1
+    assert number > 10
+    assert not any("WARNING" in line for line in daemon.lines())
+
+
+def _clean_up_after(
+  node: _Node, scenario: _Scenario, daemon: Daemon, *, steps: int
+) -> bool:
+  """Ends a guest when the daemon has done some steps, and cleans up.
+
+  @return: False if the daemon was done before
+
+  """
+  name = f"guest{steps}"
+  tracer, made = _end_after(node, scenario, daemon, name, steps=steps)
+  with _going_on(tracer):
+    node.clean_up(name)
+  while tracer.step():
+    pass
+  left = {path.name for path in node.ctrl_dir.iterdir()}
+  assert left <= {name + ctrldir.Mark.SHUTDOWN.value}
+  tracer.detach()
   node.clean_up(name)
   return made == steps
