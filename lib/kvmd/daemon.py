@@ -82,7 +82,10 @@ class Daemon:
       self._epoll, settings.rule, settings.rescan_interval, self._processes
     )
     self._journals = journals.Journals(
-      settings.rule, self._monitors.appear, self._processes
+      settings.rule,
+      on_served=self._monitors.drop,
+      on_absent=self._monitors.appear,
+      names=self._processes,
     )
     self._hand_out_directory()
 
@@ -184,11 +187,11 @@ class Daemon:
         if name is not None and file_name in changes.names:
           self._journals.appear(name)
         elif name is not None:
-          self._look_at_journal(name)
+          self._journals.look(name)
       for file_name in changes.names:
         name = self._directory.monitored_by(file_name)
         if name is not None:
-          self._look_at_journal(name)
+          self._journals.look(name)
           if not self._has_journal(name):
             self._monitors.appear(name)
 
@@ -223,12 +226,6 @@ class Daemon:
       self._report(f"{self._watch.path} is gone; waiting for it to come back")
     return True
 
-  def _look_at_journal(self, name: str) -> None:
-    """Sees to it that an instance is followed in one way only."""
-    self._journals.look(name)
-    if self._journals.serves(name):
-      self._monitors.drop(name)
-
   def _has_journal(self, name: str) -> bool:
     return self._journals.serves(name) or self._journals.expects(name)
 
@@ -258,9 +255,6 @@ class Daemon:
         self._next_rescan = time.monotonic() + _TROUBLE_INTERVAL
         return
     self._journals.rescan(found.journaled, thoroughly=thoroughly)
-    for name in found.journaled:
-      if self._journals.serves(name):
-        self._monitors.drop(name)
     self._monitors.rescan(
       (name for name in found.monitored if not self._has_journal(name)),
       found.marked,

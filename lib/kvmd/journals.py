@@ -51,12 +51,15 @@ class Journals:
   def __init__(
     self,
     rule: lifecycle.Rule,
+    on_served: Callable[[str], None],
     on_absent: Callable[[str], None],
     names: dict[int, str],
   ) -> None:
     """Follows nothing yet.
 
     @param rule: how a shutdown is judged
+    @param on_served: called with the name of an instance if its QEMU keeps a
+      journal
     @param on_absent: called with the name of an instance if no QEMU came to
       write its journal after all
     @param names: where to note the names of the instances by the processes
@@ -65,6 +68,7 @@ class Journals:
     """
     self.directory: Optional[ControlDirectory] = None
     self._rule = rule
+    self._on_served = on_served
     self._on_absent = on_absent
     self._names = names
     self._served: dict[str, instance.Instance] = {}
@@ -154,7 +158,8 @@ class Journals:
           self._expected.setdefault(name, time.monotonic() + _PATIENCE)
     except FileNotFoundError:
       self._served.pop(name, None)
-      if self._expected.pop(name, None) is not None:
+      deadline = self._expected.pop(name, None)
+      if deadline is not None and deadline <= time.monotonic():
         self._on_absent(name)
     except journal.JournalError as err:
       self._distrust(name, err)
@@ -173,6 +178,7 @@ class Journals:
     if known is None:
       known = self._served[name] = instance.Instance(name, self._rule)
       known.log("its QEMU keeps a journal, and is not connected to")
+      self._on_served(name)
     if not known.process:
       known.process = monitor.find_process(directory, name)
       self._names[known.process] = name
