@@ -187,7 +187,7 @@ class Daemon:
         if name is not None and file_name in changes.names:
           self._journals.appear(name)
         elif name is not None:
-          self._journals.look(name)
+          self._journals.closed(name)
       for file_name in changes.names:
         name = self._directory.monitored_by(file_name)
         if name is not None:

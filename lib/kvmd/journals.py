@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 #: Seconds that a QEMU may take from making its sockets to opening its journal.
 _PATIENCE = 1.0
 
+#: Seconds after which a journal that was closed is looked at again if it still
+#: counts as open; doubled for each further look, for as long as L{_PATIENCE}.
+#: The kernel tells of the closing just before it counts: six times in 20,000
+#: the daemon was faster.
+_FIRST_DELAY = 0.01
+
 #: Seconds after which it is tried again to mark an instance.
 _SETTLING_INTERVAL = 1.0
 
@@ -39,6 +45,18 @@ class _Given(NamedTuple):
 
   instance: instance.Instance
   life: Life
+
+
+class _Doubt(NamedTuple):
+  """A journal that was closed by somebody, and is open to somebody.
+
+  @ivar deadline: when to look again, by the monotonic clock
+  @ivar delay: how long it is till then, in seconds
+
+  """
+
+  deadline: float
+  delay: float
 
 
 class Journals:
@@ -75,6 +93,7 @@ class Journals:
     # Instances whose journal is there and not open yet, and how long that is
     # no wonder, by the monotonic clock.
     self._expected: dict[str, float] = {}
+    self._doubts: dict[str, _Doubt] = {}
     # Instances whose journal is of no use.
     self._distrusted: set[str] = set()
     # Verdicts that were given, and could not be delivered yet.
@@ -85,6 +104,8 @@ class Journals:
   def due(self) -> float:
     """When L{run_timers} is to be called, by the monotonic clock."""
     due = min(self._expected.values(), default=float("inf"))
+    for doubt in self._doubts.values():
+      due = min(due, doubt.deadline)
     return min(due, self._next_settling) if self._given else due
 
   def serves(self, name: str) -> bool:
@@ -101,8 +122,12 @@ class Journals:
     self._guard(self._look, name)
 
   def look(self, name: str) -> None:
-    """Takes note that an instance's journal may have been closed."""
+    """Takes note that something has become of an instance."""
     self._guard(self._look, name)
+
+  def closed(self, name: str) -> None:
+    """Takes note that an instance's journal was closed after writing."""
+    self._look_after_closing(name, _FIRST_DELAY)
 
   def rescan(self, names: Iterable[str], *, thoroughly: bool) -> None:
     """Looks at all journals.
@@ -138,10 +163,21 @@ class Journals:
         self._guard(self._look, name)
         if self._expected.pop(name, None) is not None:
           self._on_absent(name)
+    for name, doubt in list(self._doubts.items()):
+      if doubt.deadline <= now:
+        del self._doubts[name]
+        if name in self._served:
+          self._look_after_closing(name, 2 * doubt.delay)
     if self._given and now >= self._next_settling:
       self._next_settling = now + _SETTLING_INTERVAL
       for name in list(self._given):
         self._guard(self._settle, name)
+
+  def _look_after_closing(self, name: str, delay: float) -> None:
+    """Looks, and looks again later if the journal counts as open."""
+    self._guard(self._look, name)
+    if name in self._served and delay < _PATIENCE:
+      self._doubts[name] = _Doubt(time.monotonic() + delay, delay)
 
   def _look(self, name: str) -> None:
     """Finds out about an instance's journal, and reads it if it is closed."""

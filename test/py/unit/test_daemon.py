@@ -35,7 +35,7 @@ from fake_monitor import (
   encode,
   event,
 )
-from ganeti.kvmd import daemon, journals, monitors, qmp
+from ganeti.kvmd import ctrldir, daemon, journal, journals, monitors, qmp
 from ganeti.kvmd import monitor as monitor_module
 from ganeti.kvmd.lifecycle import Rule
 from histories import HISTORIES, judge
@@ -1388,6 +1388,36 @@ def test_hardly_a_descriptor_is_left(scene, scratch, left, monkeypatch):
     scene.stop()
 
   forked.run(check)
+
+
+# --- Journals ---
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_journal_counts_as_open_when_its_closing_is_told(
+  scene, monkeypatch, times
+):
+  """The kernel does that: it tells first, and counts then."""
+  held = os.open(scene.ctrl_dir, os.O_RDONLY)
+  journal.prepare(
+    ctrldir.ControlDirectory(str(scene.ctrl_dir), held, ".kvmd"), "web1"
+  )
+  os.close(held)
+  with (scene.ctrl_dir / "web1.journal.out").open("r+b", buffering=0) as file:
+    file.write(encode(GREETING) + encode({"return": {}}))
+    scene.says("instance web1: its QEMU keeps a journal")
+    file.write(event("SHUTDOWN", USER))
+  answers = [True] * times
+  ask = journal.Journal.is_being_written.fget
+  monkeypatch.setattr(
+    journal.Journal,
+    "is_being_written",
+    property(lambda self: answers.pop() if answers else ask(self)),
+  )
+  # Not only at the next rescan, that is.
+  assert scene.verdict("web1") == "user"
+  assert answers == []
+  assert scene.has_file("web1")
 
 
 # --- Anything at all ---
