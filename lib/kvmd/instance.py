@@ -165,6 +165,8 @@ class Instance:
     """
     self._lifecycle = state
     self._started = time.monotonic() - max(0.0, seconds)
+    # The shutdown file comes before the words about it.
+    self.settle(directory)
     self.end(directory)
 
   def end(self, directory: Optional[ControlDirectory]) -> None:
