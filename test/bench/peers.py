@@ -34,6 +34,8 @@ CONTROL_DIRECTORY = "/run/ganeti/kvm-hypervisor/ctrl"
 _RUN_DIRECTORY = "/run/ganeti"
 _LOG_DIRECTORY = "/var/log/ganeti"
 _DATA_DIRECTORY = "/var/lib/ganeti"
+_LOG_FILE = "kvm-daemon.log"
+_PID_FILE = "ganeti-kvmd.pid"
 
 _READY_TIMEOUT = 20
 _STOP_TIMEOUT = 10
@@ -225,16 +227,26 @@ def prepare() -> None:
 
 
 def ours() -> Peer:
-  """Our daemon, on the instances' monitors."""
+  """Our daemon, on the instances' monitors.
+
+  Where there is a Ganeti it is started as Ganeti does, like Ganeti's own.
+
+  """
   if not os.path.exists(OUR_DAEMON):
     raise NotMeasured(f"{OUR_DAEMON} is missing: it is built by devel/build")
-  command = [OUR_DAEMON, "-f", f"--ctrl-dir={CONTROL_DIRECTORY}"]
-  return Peer(
-    "ours",
-    "ganeti-kvmd",
-    command,
+  if _stock_daemon() is None:
+    peer = Peer(
+      "ours",
+      "ganeti-kvmd",
+      [OUR_DAEMON, "-f", f"--ctrl-dir={CONTROL_DIRECTORY}"],
+    )
+  else:
+    peer = Peer(
+      "ours", "ganeti-kvmd", [OUR_DAEMON], log=_LOG_FILE, pid_file=_PID_FILE
+    )
+  return peer._replace(
     ready_text="watching ",
-    recheck_command=[*command, "--rescan-interval=1"],
+    recheck_command=[*peer.command, "--rescan-interval=1"],
   )
 
 
@@ -262,8 +274,8 @@ def stock() -> Peer:
     "stock ganeti-kvmd (Haskell)",
     [program, "--no-user-checks"],
     ready_text="Watch directory",
-    log="kvm-daemon.log",
-    pid_file="ganeti-kvmd.pid",
+    log=_LOG_FILE,
+    pid_file=_PID_FILE,
   )
 
 
