@@ -106,6 +106,11 @@ class _Lines(logging.Handler):
   files.
   """
 
+  def handle(self, record: logging.LogRecord) -> bool:
+    # There are no filters, and no other threads to keep out.
+    self.emit(record)
+    return True
+
   def emit(self, record: logging.LogRecord) -> None:
     try:
       self.write(self.format(record) + "\n")

@@ -18,6 +18,7 @@ The protocol is described in QEMU's C{docs/interop/qmp-spec.rst}.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from typing import TYPE_CHECKING, NamedTuple
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 #: Longest message that is accepted, in bytes. QEMU's events have some hundred.
 MAX_MESSAGE = 1024 * 1024
+
+#: Longest message that is remembered, in bytes.
+_MAX_COMMON = 256
 
 #: Deepest nesting that is accepted; QEMU's own parser stops at 1,024.
 MAX_DEPTH = 100
@@ -148,6 +152,12 @@ def _parse(text: bytes) -> Optional[Message]:
   return None
 
 
+@functools.lru_cache(maxsize=16)
+def _parse_common(text: bytes) -> Optional[Message]:
+  """Parses what is likely to be said again in the same words."""
+  return _parse(text)
+
+
 class Decoder:
   """Makes messages of the bytes of one connection.
 
@@ -184,8 +194,10 @@ class Decoder:
       for line in data.splitlines(keepends=True):
         if line.count(b"{") + line.count(b"[") > MAX_DEPTH:
           break
+        # All QEMUs of a node greet and answer alike. Events have a time each.
+        is_common = len(line) <= _MAX_COMMON and b'"timestamp"' not in line
         try:
-          message = _parse(line)
+          message = _parse_common(line) if is_common else _parse(line)
         except ProtocolError:
           break
         position += len(line)
