@@ -19,6 +19,10 @@ class _Panel(NamedTuple):
   unit: str
 
 
+#: Who is too much like another to be told from it.
+_LEFT_OUT = ("stock-foreground",)
+
+
 class _End(enum.Enum):
   """Why a line ends."""
 
@@ -95,6 +99,12 @@ _LABEL_DISTANCE = 12
 
 def as_svg(results: dict[str, Any]) -> str:
   """Draws the chart."""
+  drawn = {
+    peer: title
+    for peer, title in results["peers"].items()
+    if peer not in _LEFT_OUT
+  }
+  results = {**results, "peers": drawn}
   rows = math.ceil(len(_PANELS) / _COLUMNS)
   width = _COLUMNS * _PANEL_WIDTH + 10
   height = _TOP + rows * _PANEL_HEIGHT - 15

@@ -380,12 +380,11 @@ def main() -> int:
     "ours": peers.ours,
     "journal": peers.ours_by_journal,
     "stock": peers.stock,
+    "stock-foreground": peers.stock_foreground,
     "qemu.qmp": lambda: peers.qmp_listener(arguments.qmp_python),
     "bare-python": peers.bare_python,
     "bare-c": peers.bare_c,
-    "stock-foreground": peers.stock_foreground,
   }
-  usual = [x for x in makers if x != "stock-foreground"]
 
   def chosen(text: str) -> list[str]:
     keys = text.split(",")
@@ -417,7 +416,7 @@ def main() -> int:
   parser.add_argument(
     "--peers",
     type=chosen,
-    default=usual,
+    default=list(makers),
     metavar="PEER,...",
     help=f"some of {','.join(makers)} (all but the last)",
   )

@@ -77,12 +77,21 @@ def limits_of(results: dict[str, Any]) -> list[Limit]:
   c_attach = value("bare-c", 1000, "attach_ms")
   least, most = Bound.LEAST, Bound.MOST
   limits = [
+    # These two were set by the stock daemon in the foreground: it takes 1.0 s
+    # to attach, and 1.1 s when all go down. Detached it is faster.
     Limit(
-      "attach 1,000: faster than stock",
-      of_ours("stock", "attach_ms"),
+      "attach 1,000: faster than stock -f",
+      of_ours("stock-foreground", "attach_ms"),
       "times",
       least,
       15,
+    ),
+    Limit(
+      "attach 1,000: faster than stock, detached",
+      of_ours("stock", "attach_ms"),
+      "times",
+      least,
+      10,
     ),
     Limit(
       "attach 1,000: a bare loop in C",
@@ -92,11 +101,18 @@ def limits_of(results: dict[str, Any]) -> list[Limit]:
       2.5,
     ),
     Limit(
-      "1,000 going down at once: faster than stock",
-      of_ours("stock", "all_ms"),
+      "1,000 going down at once: faster than stock -f",
+      of_ours("stock-foreground", "all_ms"),
       "times",
       least,
       10,
+    ),
+    Limit(
+      "1,000 going down at once: than stock, detached",
+      of_ours("stock", "all_ms"),
+      "times",
+      least,
+      7,
     ),
     Limit(
       "memory, 1,000 after 20 events: less than stock",

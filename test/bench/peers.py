@@ -260,12 +260,7 @@ def ours_by_journal() -> Peer:
 
 
 def stock() -> Peer:
-  """Ganeti's own daemon, as Ganeti starts it: detached.
-
-  In the foreground it would write each character of a log line to standard
-  error by itself, and be measured slower than it is.
-
-  """
+  """Ganeti's own daemon, as Ganeti starts it: detached."""
   program = _stock_daemon()
   if program is None:
     raise NotMeasured("Ganeti is not installed; Debian's package is ganeti")
@@ -280,7 +275,11 @@ def stock() -> Peer:
 
 
 def stock_foreground() -> Peer:
-  """Ganeti's own daemon with its logging to the terminal."""
+  """Ganeti's own daemon with its log on standard error.
+
+  It writes each character of a line by itself there.
+
+  """
   detached = stock()
   return detached._replace(
     key="stock-foreground",
