@@ -248,6 +248,21 @@ def _markdown_table(heading: list[str], lines: list[list[str]]) -> list[str]:
 def as_markdown(results: dict[str, Any]) -> str:
   """Writes the results as a document."""
   machine = results["machine"]
+  said = [
+    (
+      f"This is the run of {results['date']}; it took"
+      f" {results['seconds'] // 60 + 1} minutes. The machine:"
+      f" {machine['processor']}, {machine['memory']} of memory,"
+      f" {machine['system']}, Linux {machine['kernel']}, Python"
+      f" {machine['python']}."
+    ),
+    results["note"],
+    (
+      f"Numbers are medians over {results['repeat']} runs unless the row says"
+      " otherwise; idle CPU and that of a re-check were measured once. In"
+      " brackets, how many times that of ganeti-kvmd on monitors it is."
+    ),
+  ]
   text = [
     "# Performance",
     "",
@@ -262,17 +277,7 @@ def as_markdown(results: dict[str, Any]) -> str:
     "",
     f"![Chart of the measurements]({_FILE}.svg)",
     "",
-    *textwrap.wrap(
-      f"This is the run of {results['date']}; it took"
-      f" {results['seconds'] // 60 + 1} minutes. The machine:"
-      f" {machine['processor']}, {machine['memory']} of memory,"
-      f" {machine['system']}, Linux {machine['kernel']}, Python"
-      f" {machine['python']}. {results['note']} Numbers are medians over"
-      f" {results['repeat']} runs unless the row says otherwise; idle CPU and"
-      " that of a re-check were measured once. In brackets, how many times"
-      " that of ganeti-kvmd on monitors it is.",
-      80,
-    ),
+    *textwrap.wrap(" ".join(filter(None, said)), 80),
     "",
   ]
   found = limits.limits_of(results)
