@@ -273,26 +273,11 @@ class ControlDirectory:
     name = instance + mark.value
     try:
       self._create(name)
-    except FileExistsError:
-      found = self._find(name)
-      if found is not None and not _is_mark(found):
-        os.unlink(name, dir_fd=self.descriptor)
-        self._create(name)
-    date = life.born + 1
-    try:
-      os.utime(
-        name,
-        ns=(date, date),
-        dir_fd=self.descriptor,
-        follow_symlinks=False,
-      )
-    except FileNotFoundError:
-      return False
+      return self._date(name, life.born + 1)
     except OSError as err:
-      # Python does not say it here.
+      # Python says it of neither call.
       err.filename = name
       raise
-    return True
 
   def remove(self, mark: Mark, instance: str) -> bool:
     """Takes a mark away.
@@ -330,8 +315,33 @@ class ControlDirectory:
       raise
 
   def _create(self, name: str) -> None:
+    """Sees to it that there is an empty file of our own."""
     # In one step, which also nobody hears of who waits for files to be closed.
-    os.mknod(name, stat.S_IFREG | _FILE_MODE, dir_fd=self.descriptor)
+    kind = stat.S_IFREG | _FILE_MODE
+    try:
+      os.mknod(name, kind, dir_fd=self.descriptor)
+    except FileExistsError:
+      found = self._find(name)
+      if found is not None and not _is_mark(found):
+        os.unlink(name, dir_fd=self.descriptor)
+        os.mknod(name, kind, dir_fd=self.descriptor)
+
+  def _date(self, name: str, date: int) -> bool:
+    """Dates a file, in nanoseconds since the epoch.
+
+    @return: whether it is still there
+
+    """
+    try:
+      os.utime(
+        name,
+        ns=(date, date),
+        dir_fd=self.descriptor,
+        follow_symlinks=False,
+      )
+    except FileNotFoundError:
+      return False
+    return True
 
 
 def _life(found: os.stat_result) -> Life:

@@ -165,8 +165,6 @@ class Instance:
     """
     self._lifecycle = state
     self._started = time.monotonic() - max(0.0, seconds)
-    # The shutdown file comes before the words about it.
-    self.settle(directory)
     self.end(directory)
 
   def end(self, directory: Optional[ControlDirectory]) -> None:
@@ -174,18 +172,20 @@ class Instance:
     if self._started is None or self._is_over:
       return
     outcome = self._lifecycle.outcome
-    self.log(
-      "verdict %s (%s) after %.1f s",
-      outcome.verdict.value,
-      outcome.cause,
-      time.monotonic() - self._started,
-    )
+    seconds = time.monotonic() - self._started
     self._is_over = True
     if outcome.verdict is not lifecycle.Verdict.USER:
       # Whoever made it: a file that is there now would say something wrong.
       self._marked.pop(Mark.SHUTDOWN, None)
     self._marked.pop(Mark.POWERDOWN, None)
+    # The shutdown file comes before the words about it.
     self.settle(directory)
+    self.log(
+      "verdict %s (%s) after %.1f s",
+      outcome.verdict.value,
+      outcome.cause,
+      seconds,
+    )
 
   def settle(self, directory: Optional[ControlDirectory]) -> None:
     """Brings the marks in line with what is known.
