@@ -362,8 +362,9 @@ def test_no_room_on_the_disk(ctrl_dir, mark):
     (ctrl_dir / "full").touch()
     opened = os.open(ctrl_dir, os.O_RDONLY)
     control = ControlDirectory(str(ctrl_dir), opened, ".kvmd")
-    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)) as err:
       control.write(mark, "a", LIFE)
+    assert err.value.filename == f"a{mark.value}"
     (ctrl_dir / "full").unlink()
     assert control.write(mark, "a", LIFE)
     assert control.has(mark, "a", LIFE)

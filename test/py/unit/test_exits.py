@@ -18,6 +18,8 @@ _PATIENCE_MS = 10_000
 
 
 def _hang_up() -> None:
+  # Under nohup it would be ignored.
+  signal.signal(signal.SIGHUP, signal.SIG_DFL)
   os.kill(os.getpid(), signal.SIGHUP)
 
 
