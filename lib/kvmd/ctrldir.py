@@ -34,9 +34,17 @@ JOURNAL = ".journal"
 JOURNAL_COMMANDS = JOURNAL + ".in"
 JOURNAL_EVENTS = JOURNAL + ".out"
 
-#: The summary of a journal's beginning, and the same while it is written.
+#: The summary of a journal's beginning, and the same while it is written. Of a
+#: journal's files this one is never open to QEMU: its date is that of the life.
 JOURNAL_DIGEST = JOURNAL + ".digest"
 JOURNAL_NEW_DIGEST = JOURNAL_DIGEST + ".new"
+
+#: What the names of Ganeti's own monitors end in.
+_GANETI_MONITOR = ".qmp"
+
+#: Where Ganeti has the process numbers of its instances, seen from its control
+#: directory; with another directory nothing is there.
+_PROCESS_NUMBERS = os.path.join("..", "pid")
 
 _FILE_MODE = 0o600
 
@@ -79,17 +87,30 @@ class Instances(NamedTuple):
 class Life(NamedTuple):
   """One life of an instance, told from the next by a file that is made anew.
 
-  That is its monitor's socket, or what its journal was begun with. The inode
-  number alone would not do, since file systems give the numbers out again.
+  That is its monitor's socket, or its journal. The inode number alone would not
+  do, since file systems give the numbers out again.
 
   @ivar inode: the file's inode number
   @ivar born: when the file was made, in nanoseconds since the epoch, by the
-    clock of the file system
+    clock of the file system; of a journal it is the date of the digest, which
+    QEMU cannot change
 
   """
 
   inode: int
   born: int
+
+
+class Found(NamedTuple):
+  """A mark that is there.
+
+  @ivar is_current: whether it speaks of the life in question, not of another
+  @ivar at: when it was made, in seconds since the epoch
+
+  """
+
+  is_current: bool
+  at: float
 
 
 class OpenMonitor(NamedTuple):
@@ -169,7 +190,7 @@ class ControlDirectory:
     return Instances(
       _begins_of(names, self._suffix),
       # Of a journal's files this is made first and removed last.
-      _begins_of(names, JOURNAL_COMMANDS),
+      _begins_of(names, JOURNAL_DIGEST),
       set().union(*(_begins_of(names, mark.value) for mark in Mark)),
     )
 
@@ -226,9 +247,38 @@ class ControlDirectory:
     return Life(0, time.time_ns()) if found is None else _life(found)
 
   def journaled_life(self, instance: str) -> Optional[Life]:
-    """Returns the life that an instance's journal tells of, if it has one."""
-    found = self._find(instance + JOURNAL_COMMANDS)
-    return None if found is None else _life(found)
+    """Returns the life that an instance's journal tells of, if it has one.
+
+    @raise OSError: if that cannot be found out
+
+    """
+    events = self._find(instance + JOURNAL_EVENTS)
+    digest = self._find(instance + JOURNAL_DIGEST)
+    if events is None or digest is None:
+      return None
+    return Life(events.st_ino, digest.st_mtime_ns)
+
+  def is_outdated(self, instance: str, date: int) -> bool:
+    """Tells whether something younger than a date is known of an instance.
+
+    What says something of an earlier life must not speak of a later one. Who
+    starts that one may know nothing of us: then no more than its sockets and
+    Ganeti's file with its process number tell of it.
+
+    @param date: of the last that is known, in nanoseconds since the epoch
+    @raise OSError: if that cannot be found out
+
+    """
+    for name in (
+      instance + self._suffix,
+      instance + MONITOR_SUFFIX,
+      instance + _GANETI_MONITOR,
+      os.path.join(_PROCESS_NUMBERS, instance),
+    ):
+      found = self._find(name)
+      if found is not None and found.st_mtime_ns > date:
+        return True
+    return False
 
   def has_journal(self, instance: str) -> bool:
     """Tells whether an instance has a journal.
@@ -246,15 +296,19 @@ class ControlDirectory:
     """
     return self._find(instance + mark.value) is not None
 
-  def has(self, mark: Mark, instance: str, life: Life) -> Optional[bool]:
-    """Tells whether an instance is marked, and in which life.
+  def look(self, mark: Mark, instance: str, life: Life) -> Optional[Found]:
+    """Finds out whether an instance is marked, in which life, and since when.
 
-    @return: None if there is no mark; False if it is of an earlier life
+    @return: None if there is no mark
     @raise OSError: if that cannot be found out
 
     """
     found = self._find(instance + mark.value)
-    return None if found is None else found.st_mtime_ns > life.born
+    if found is None:
+      return None
+    return Found(
+      is_current=found.st_mtime_ns > life.born, at=found.st_ctime_ns / 1e9
+    )
 
   def write(self, mark: Mark, instance: str, life: Life) -> bool:
     """Marks an instance.
@@ -300,8 +354,7 @@ class ControlDirectory:
     if monitor is not None and _life(monitor) == life:
       return False
     journaled = self.journaled_life(instance)
-    # What a journal was begun with means nothing without the journal.
-    if journaled is None or not self.has_journal(instance):
+    if journaled is None:
       return monitor is not None
     return journaled != life
 

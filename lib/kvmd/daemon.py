@@ -170,7 +170,9 @@ class Daemon:
     """Looks whether anything was missed."""
     moved = self._follow()
     self._rescans += 1
-    self._rescan(thoroughly=moved or self._rescans % _THOROUGH == 0)
+    self._rescan(
+      thoroughly=moved or self._rescans % _THOROUGH == 0, elsewhere=moved
+    )
 
   def _look(self) -> None:
     """Acts on what the watch has seen."""
@@ -178,9 +180,9 @@ class Daemon:
     if changes.lost:
       logging.warning("lost track of what appeared in %s", self._watch.path)
     if (changes.path or changes.lost) and self._follow():
-      self._rescan(thoroughly=True)
+      self._rescan(thoroughly=True, elsewhere=True)
     elif changes.lost:
-      self._rescan(thoroughly=True)
+      self._rescan(thoroughly=True, elsewhere=False)
     elif self._directory is not None:
       for file_name in changes.names | changes.closed:
         name = self._directory.journaled_by(file_name)
@@ -192,7 +194,7 @@ class Daemon:
         name = self._directory.monitored_by(file_name)
         if name is not None:
           self._journals.look(name)
-          if not self._has_journal(name):
+          if not self._journals.follows(name):
             self._monitors.appear(name)
 
   def _report_exits(self) -> None:
@@ -226,9 +228,6 @@ class Daemon:
       self._report(f"{self._watch.path} is gone; waiting for it to come back")
     return True
 
-  def _has_journal(self, name: str) -> bool:
-    return self._journals.serves(name) or self._journals.expects(name)
-
   def _hand_out_directory(self) -> None:
     self._monitors.directory = self._directory
     self._journals.directory = self._directory
@@ -240,10 +239,11 @@ class Daemon:
       self._watch.path, self._watch.directory, self._settings.monitor_suffix
     )
 
-  def _rescan(self, *, thoroughly: bool) -> None:
+  def _rescan(self, *, thoroughly: bool, elsewhere: bool) -> None:
     """Looks at everything, as if nothing had been reported.
 
     @param thoroughly: also at what shows no sign of a change
+    @param elsewhere: whether the directory is another than before
 
     """
     found = ctrldir.Instances(set(), set(), set())
@@ -254,9 +254,11 @@ class Daemon:
         self._report(f"cannot list {self._watch.path}: {err.strerror}")
         self._next_rescan = time.monotonic() + _TROUBLE_INTERVAL
         return
-    self._journals.rescan(found.journaled, thoroughly=thoroughly)
+    self._journals.rescan(
+      found.journaled, thoroughly=thoroughly, elsewhere=elsewhere
+    )
     self._monitors.rescan(
-      (name for name in found.monitored if not self._has_journal(name)),
+      (name for name in found.monitored if not self._journals.follows(name)),
       found.marked,
     )
     for process in list(self._processes):

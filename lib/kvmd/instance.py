@@ -18,15 +18,16 @@ from __future__ import annotations
 import errno
 import logging
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ganeti.kvmd import lifecycle
 from ganeti.kvmd.ctrldir import Mark
 
 if TYPE_CHECKING:
-  from collections.abc import Iterator, Mapping
-  from typing import Any, Optional
+  from collections.abc import Iterator
+  from typing import Optional
 
+  from ganeti.kvmd import qmp
   from ganeti.kvmd.ctrldir import ControlDirectory, Life
 
 
@@ -35,15 +36,39 @@ if TYPE_CHECKING:
 _MAX_CHANGES = 20
 
 
-#: What it means that a mark cannot be written (True) or removed.
-_MEANWHILE = {
-  (Mark.SHUTDOWN, True): "Ganeti may take its end for a crash",
-  (Mark.SHUTDOWN, False): "Ganeti may take its end for its user's shutdown",
-  (Mark.POWERDOWN, True): "its end may pass for its user's shutdown, should"
-  " the daemon be restarted",
-  (Mark.POWERDOWN, False): "its user's shutdown may pass for an"
-  " administrator's, should the daemon be restarted",
+class _Meaning(NamedTuple):
+  """What a mark means to the daemon.
+
+  @ivar not_written: what it means that it cannot be written
+  @ivar not_removed: what it means that it cannot be removed
+  @ivar is_logged: whether the log tells when it is written or removed
+
+  """
+
+  not_written: str
+  not_removed: str
+  is_logged: bool
+
+
+_MEANINGS = {
+  Mark.SHUTDOWN: _Meaning(
+    "Ganeti may take its end for a crash",
+    "Ganeti may take its end for its user's shutdown",
+    is_logged=True,
+  ),
+  Mark.POWERDOWN: _Meaning(
+    "its end may pass for its user's shutdown, should the daemon be restarted",
+    "its user's shutdown may pass for an administrator's, should the daemon be"
+    " restarted",
+    is_logged=False,
+  ),
 }
+
+#: The end of a QEMU that nobody could listen to.
+_UNHEARD = lifecycle.Outcome(
+  lifecycle.Verdict.UNKNOWN,
+  "nothing was heard of it: another client held its monitor, or it hung",
+)
 
 
 class Instance:
@@ -65,6 +90,7 @@ class Instance:
     "_marked",
     "_rule",
     "_started",
+    "_was_met",
     "is_settled",
     "life",
     "may_be_marked",
@@ -95,6 +121,12 @@ class Instance:
     self._changes = 0
     # The verdict was given. What is left to do is to deliver it.
     self._is_over = False
+    # A QEMU took our connection, whether or not it ever said something.
+    self._was_met = False
+
+  def meet(self) -> None:
+    """Takes note that a QEMU of this life runs, and may say something."""
+    self._was_met = True
 
   def attach(
     self, version: str, process: int, directory: Optional[ControlDirectory]
@@ -112,8 +144,7 @@ class Instance:
       self.log("attached to QEMU %s again", version)
       return
     assert self.life is not None
-    age = max(0.0, time.time() - self.life.born / 1e9)
-    self._started = time.monotonic() - age
+    self._started = _begin_of(self.life)
     self.log("attached to QEMU %s, process %d", version, process)
     if directory is not None and self.may_be_marked:
       self._take_over(directory, self.life)
@@ -130,25 +161,22 @@ class Instance:
     self.settle(directory)
 
   def receive(
-    self,
-    name: str,
-    data: Mapping[str, Any],
-    directory: Optional[ControlDirectory],
-  ) -> None:
+    self, event: qmp.Event, directory: Optional[ControlDirectory]
+  ) -> bool:
     """Takes account of an event.
 
-    @param name: QEMU's name of the event
-    @param data: what came with it
+    @param event: what QEMU said
     @param directory: the control directory; None while it is missing
+    @return: whether L{settle} is to be called, after the last of them
 
     """
-    if name not in lifecycle.EVENTS:
-      return
-    logging.debug("instance %s: %s %s", self.name, name, data)
+    if event.name not in lifecycle.EVENTS:
+      return False
+    logging.debug("instance %s: %s %s", self.name, event.name, event.data)
     if directory is not None and not self._lifecycle.powerdown:
       self._recall_powerdown(directory)
-    self._lifecycle.receive(name, data)
-    self.settle(directory)
+    self._lifecycle.receive(event.name, event.data, event.at)
+    return True
 
   def conclude(
     self,
@@ -168,9 +196,14 @@ class Instance:
     self.end(directory)
 
   def end(self, directory: Optional[ControlDirectory]) -> None:
-    """Gives the verdict, if the life was ever attached."""
-    if self._started is None or self._is_over:
+    """Gives the verdict, if a QEMU of this life was ever met."""
+    if self._is_over:
       return
+    if self._started is None:
+      if not self._was_met:
+        return
+      self._end_unheard(directory)
+    assert self._started is not None
     outcome = self._lifecycle.outcome
     seconds = time.monotonic() - self._started
     self._is_over = True
@@ -186,6 +219,15 @@ class Instance:
       outcome.cause,
       seconds,
     )
+
+  def _end_unheard(self, directory: Optional[ControlDirectory]) -> None:
+    """Finds out what there is to know of a QEMU that never answered."""
+    assert self.life is not None
+    self._started = _begin_of(self.life)
+    if directory is not None:
+      self._take_over(directory, self.life)
+    if self._lifecycle.announced is None:
+      self._lifecycle.announced = _UNHEARD
 
   def settle(self, directory: Optional[ControlDirectory]) -> None:
     """Brings the marks in line with what is known.
@@ -211,7 +253,9 @@ class Instance:
           err.filename,
           directory.path,
           err.strerror,
-          _MEANWHILE[mark, wanted],
+          _MEANINGS[mark].not_written
+          if wanted
+          else _MEANINGS[mark].not_removed,
         )
         if err.errno != errno.ENAMETOOLONG:
           return
@@ -254,17 +298,17 @@ class Instance:
     """Finds out what marks mean that are there already, or removes them."""
     try:
       for mark in Mark:
-        belongs = directory.has(mark, self.name, life)
-        if belongs is None:
+        found = directory.look(mark, self.name, life)
+        if found is None:
           continue
-        if not belongs:
+        if not found.is_current:
           directory.remove(mark, self.name)
           self._log_mark(mark, "removed")
           continue
         self._marked[mark] = True
         if mark is Mark.POWERDOWN:
-          self._lifecycle.powerdown = True
-        elif self._lifecycle.announced is None:
+          self._lifecycle.marked = found.at
+        elif mark is Mark.SHUTDOWN and self._lifecycle.announced is None:
           self._lifecycle.announced = lifecycle.REMEMBERED
     except OSError as err:
       self._complain_of_mark(err)
@@ -276,14 +320,16 @@ class Instance:
     administrator's word stands.
 
     """
+    if self.life is None:
+      return
     try:
-      if self.life is not None and directory.has(
-        Mark.POWERDOWN, self.name, self.life
-      ):
-        self._lifecycle.powerdown = True
-        self._marked[Mark.POWERDOWN] = True
+      found = directory.look(Mark.POWERDOWN, self.name, self.life)
     except OSError as err:
       self._complain_of_mark(err)
+      return
+    if found is not None and found.is_current:
+      self._lifecycle.marked = found.at
+      self._marked[Mark.POWERDOWN] = True
 
   def _complain_of_mark(self, err: OSError) -> None:
     self.complain(
@@ -291,7 +337,7 @@ class Instance:
     )
 
   def _log_mark(self, mark: Mark, what: str) -> None:
-    if mark is not Mark.SHUTDOWN:
+    if not _MEANINGS[mark].is_logged:
       return
     self._changes += 1
     if self._changes == _MAX_CHANGES:
@@ -303,6 +349,11 @@ class Instance:
       known = self._is_over or self._lifecycle.announced is not None
       reason = self._lifecycle.outcome.cause if known else "the guest runs"
       self.log("shutdown file %s (%s)", what, reason)
+
+
+def _begin_of(life: Life) -> float:
+  """Returns when a life began, in seconds of the monotonic clock."""
+  return time.monotonic() - max(0.0, time.time() - life.born / 1e9)
 
 
 def log_fault(name: str, fault: Exception) -> None:

@@ -9,6 +9,7 @@ The events of one QEMU process tell how its guest came to its end:
     itself, C{reason} (since 4.0) by what; see L{REASONS}.
   - C{POWERDOWN} says that an administrator pressed the power button. A guest
     that shuts itself down after that obeyed, and its user had no part in it.
+    The hypervisor's mark says the same of an administrator who was about to.
   - C{RESET} says that the guest started anew, C{RESUME} that it runs again.
     Both take back an announced shutdown (under C{-no-shutdown} QEMU outlives
     its guest), and a reset also answers the power button: the guest that it
@@ -16,12 +17,14 @@ The events of one QEMU process tell how its guest came to its end:
   - C{STOP} says that the guest is paused, which matters only to the rule for
     a QEMU that gives no cause.
 
-Nothing but these events counts, no clock is looked at and no I/O is done.
+Nothing but these events counts. When each of them came matters only for the
+mark, which is no event. No clock is looked at and no I/O is done.
 """
 
 from __future__ import annotations
 
 import enum
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
   from typing import Any, Optional
 
 #: Longest part of an unknown reason that is repeated in a cause, in characters.
-_MAX_REASON = 80
+MAX_REASON = 80
 
 
 class Verdict(enum.Enum):
@@ -73,7 +76,7 @@ class Outcome(NamedTuple):
 GUEST_SHUTDOWN = "guest-shutdown"
 
 #: What QEMU's causes begin with when it was not the guest.
-_BY_HOST = "host"
+BY_HOST = "host"
 
 #: What is said where QEMU before 4.0 says no more than C{guest: false}.
 HOST = "host, not guest"
@@ -96,15 +99,6 @@ REASONS: Mapping[str, Verdict] = {
   "snapshot-load": Verdict.OTHER,
 }
 
-#: What of a C{SHUTDOWN} counts.
-_SHUTDOWN_DATA = ("guest", "reason")
-
-#: The events that are undone by others, which leave no trace themselves.
-_UNDOES: Mapping[str, tuple[str, ...]] = {
-  "RESET": ("POWERDOWN", "SHUTDOWN"),
-  "RESUME": ("STOP", "SHUTDOWN"),
-}
-
 #: The end of a QEMU process that said nothing about it.
 UNANNOUNCED = Outcome(Verdict.KILLED, "no SHUTDOWN")
 
@@ -117,125 +111,109 @@ class Lifecycle:
 
   @ivar announced: the outcome that QEMU has announced, as it stands; None
     while the guest has not come to an end
-  @ivar powerdown: whether the guest has yet to answer an administrator who
-    pressed the power button
+  @ivar marked: when the hypervisor marked the instance as about to be stopped
+    by an administrator, in seconds since the epoch; None if it did not
 
   """
 
-  __slots__ = ("_rule", "_stopped", "announced", "powerdown")
+  __slots__ = (
+    "_pressed",
+    "_reset_at",
+    "_rule",
+    "_stopped",
+    "announced",
+    "marked",
+  )
 
-  def __init__(self, rule: Rule) -> None:
+  def __init__(self, rule: Rule, marked: Optional[float] = None) -> None:
     self._rule = rule
-    self.powerdown = False
+    self._pressed = False
     self._stopped = False
+    # When the guest last began anew, in seconds since the epoch.
+    self._reset_at = 0.0
     self.announced: Optional[Outcome] = None
+    self.marked = marked
 
   @property
   def outcome(self) -> Outcome:
     """The outcome, if the process were to end now."""
     return self.announced or UNANNOUNCED
 
-  def receive(self, name: str, data: Mapping[str, Any]) -> None:
+  @property
+  def powerdown(self) -> bool:
+    """Whether the guest has yet to answer an administrator."""
+    return self._pressed or self._was_marked(math.inf)
+
+  def receive(self, name: str, data: Mapping[str, Any], at: float) -> None:
     """Takes account of an event.
 
     @param name: QEMU's name of the event
     @param data: what came with it
+    @param at: when it came, in seconds since the epoch; 0 if QEMU did not say
 
     """
     effect = EVENTS.get(name)
     if effect is not None:
-      effect(self, data)
+      effect(self, data, at)
 
-  def _powerdown_pressed(self, _: Mapping[str, Any]) -> None:
-    self.powerdown = True
+  def _powerdown_pressed(self, _: Mapping[str, Any], __: float) -> None:
+    self._pressed = True
 
-  def _reset(self, _: Mapping[str, Any]) -> None:
-    self.powerdown = False
+  def _reset(self, _: Mapping[str, Any], at: float) -> None:
+    self._pressed = False
+    # Without a time, it is the order in which the two are known that counts.
+    self._reset_at = at or self.marked or 0.0
     self.announced = None
 
-  def _stop(self, _: Mapping[str, Any]) -> None:
+  def _stop(self, _: Mapping[str, Any], __: float) -> None:
     self._stopped = True
 
-  def _resume(self, _: Mapping[str, Any]) -> None:
+  def _resume(self, _: Mapping[str, Any], __: float) -> None:
     self._stopped = False
     self.announced = None
 
-  def _shutdown(self, data: Mapping[str, Any]) -> None:
-    if self._rule is Rule.SEQUENCE or not _has_cause(data):
+  def _shutdown(self, data: Mapping[str, Any], at: float) -> None:
+    # An administrator who came later only tidies up after the guest.
+    is_pressed = self._pressed or self._was_marked(at or math.inf)
+    if self._rule is Rule.SEQUENCE or not has_cause(data):
       if self.announced is None:
-        self.announced = self._judge_sequence()
+        self.announced = self._judge_sequence(is_pressed=is_pressed)
       return
-    reason = _reason(data)
+    reason = reason_of(data)
     # Under -no-shutdown the guest may be down already; then the host that
     # ends the process only tidies up.
-    if self.announced is None or not reason.startswith(_BY_HOST):
-      self.announced = self._judge_cause(reason)
+    if self.announced is None or not reason.startswith(BY_HOST):
+      self.announced = _judge_cause(reason, is_pressed=is_pressed)
 
-  def _judge_cause(self, reason: str) -> Outcome:
-    if reason == GUEST_SHUTDOWN:
-      if self.powerdown:
-        return Outcome(Verdict.ADMINISTRATOR, f"{reason} after powerdown")
-      return Outcome(Verdict.USER, reason)
-    verdict = REASONS.get(reason)
-    if verdict is None:
-      return Outcome(Verdict.OTHER, f"unknown reason {reason[:_MAX_REASON]!a}")
-    return Outcome(verdict, reason)
+  def _was_marked(self, at: float) -> bool:
+    """Tells whether the mark was made by then and is not answered yet."""
+    return self.marked is not None and self._reset_at < self.marked <= at
 
-  def _judge_sequence(self) -> Outcome:
-    if self.powerdown:
+  def _judge_sequence(self, *, is_pressed: bool) -> Outcome:
+    if is_pressed:
       return Outcome(Verdict.ADMINISTRATOR, "shutdown after powerdown")
     if self._stopped:
       return Outcome(Verdict.ADMINISTRATOR, "shutdown while stopped")
     return Outcome(Verdict.USER, "shutdown")
 
 
-class Essence:
-  """The few events that lead to the same state as all that were seen.
-
-  They do so under either rule, and whatever comes after them. However many
-  were seen, no more than four are kept.
-
-  @ivar events: their names and data, in order
-
-  """
-
-  def __init__(self) -> None:
-    self.events: list[tuple[str, dict[str, Any]]] = []
-
-  def receive(self, name: str, data: Mapping[str, Any]) -> None:
-    """Takes account of an event, as L{Lifecycle.receive} does."""
-    if name in _UNDOES:
-      undone = _UNDOES[name]
-      self.events = [event for event in self.events if event[0] not in undone]
-      return
-    if name not in EVENTS:
-      return
-    same = [event for event in self.events if event[0] == name]
-    if same and name != "SHUTDOWN":
-      return
-    if same:
-      if not _has_cause(data) or _reason(data).startswith(_BY_HOST):
-        return
-      # The first counts for the one rule, the last for the other.
-      if len(same) > 1:
-        last = max(i for i, event in enumerate(self.events) if event in same)
-        del self.events[last]
-    kept = {key: _cut(data[key]) for key in _SHUTDOWN_DATA if key in data}
-    self.events.append((name, kept))
+def _judge_cause(reason: str, *, is_pressed: bool) -> Outcome:
+  if reason == GUEST_SHUTDOWN:
+    if is_pressed:
+      return Outcome(Verdict.ADMINISTRATOR, f"{reason} after powerdown")
+    return Outcome(Verdict.USER, reason)
+  verdict = REASONS.get(reason)
+  if verdict is None:
+    return Outcome(Verdict.OTHER, f"unknown reason {reason[:MAX_REASON]!a}")
+  return Outcome(verdict, reason)
 
 
-def _cut(value: Any) -> Any:
-  """Keeps of a value no more than counts, which a hostile one may exceed."""
-  if isinstance(value, str):
-    return value[:_MAX_REASON]
-  return value if isinstance(value, bool) else None
-
-
-def _has_cause(data: Mapping[str, Any]) -> bool:
+def has_cause(data: Mapping[str, Any]) -> bool:
+  """Tells whether QEMU says what caused a shutdown."""
   return "guest" in data or "reason" in data
 
 
-def _reason(data: Mapping[str, Any]) -> str:
+def reason_of(data: Mapping[str, Any]) -> str:
   """Says what caused a shutdown, in QEMU's words.
 
   @param data: of a C{SHUTDOWN} that has C{reason}, C{guest} or both
@@ -252,7 +230,7 @@ def _reason(data: Mapping[str, Any]) -> str:
 
 
 #: The events that count, and what each does.
-EVENTS: Mapping[str, Callable[[Lifecycle, Mapping[str, Any]], None]] = {
+EVENTS: Mapping[str, Callable[[Lifecycle, Mapping[str, Any], float], None]] = {
   "POWERDOWN": Lifecycle._powerdown_pressed,
   "RESET": Lifecycle._reset,
   "RESUME": Lifecycle._resume,

@@ -178,6 +178,7 @@ class Monitor:
       return Attempt.FAILED
     finally:
       os.close(opened.descriptor)
+    instance.meet()
     self.state = State.CONNECTED
     self._connected = time.monotonic()
     # QEMU reads it when it has greeted (as it does where it keeps a journal):
@@ -211,10 +212,11 @@ class Monitor:
       data = b""
     if not data:
       return Reading.END
+    has_news = False
     try:
       for message in self._decoder.feed(data):
         if isinstance(message, qmp.Event):
-          self.instance.receive(message.name, message.data, directory)
+          has_news = self.instance.receive(message, directory) or has_news
         elif isinstance(message, qmp.Greeting):
           self._greeted(message)
         else:
@@ -223,6 +225,10 @@ class Monitor:
       self.instance.complain("its monitor sent %s; hung up on it", err)
       self._connected = math.inf
       return Reading.END
+    finally:
+      # What was said and taken back within one piece touches no file.
+      if has_news:
+        self.instance.settle(directory)
     return Reading.DATA
 
   def complain_of_waiting(self) -> None:

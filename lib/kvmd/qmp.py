@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -73,11 +74,13 @@ class Event(NamedTuple):
 
   @ivar name: in capitals, as in QEMU's documentation
   @ivar data: what belongs to this kind of event; empty if nothing does
+  @ivar at: when it happened, in seconds since the epoch; 0 if QEMU did not say
 
   """
 
   name: str
   data: Mapping[str, Any]
+  at: float = 0.0
 
 
 class Reply(NamedTuple):
@@ -117,6 +120,15 @@ def _version(greeting: Any) -> str:
     return ""
 
 
+def _time(timestamp: Any) -> float:
+  """Returns the seconds of a timestamp; 0 for one that is of no use."""
+  try:
+    at = timestamp["seconds"] + timestamp["microseconds"] / 1e6
+  except (KeyError, TypeError):
+    return 0.0
+  return at if 0.0 < at < math.inf else 0.0
+
+
 def _description(error: Any) -> str:
   if isinstance(error, dict) and isinstance(error.get("desc"), str):
     return str(error["desc"])
@@ -142,7 +154,7 @@ def _parse(text: bytes) -> Optional[Message]:
     name, data = message["event"], message.get("data", {})
     if not isinstance(name, str) or not isinstance(data, dict):
       raise ProtocolError("an event without a name or with odd data")
-    return Event(name, data)
+    return Event(name, data, _time(message.get("timestamp")))
   if "return" in message:
     return Reply(message.get("id"), message["return"], None)
   if "error" in message:

@@ -14,6 +14,7 @@ import os
 import pathlib
 import select
 import socket
+import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -37,8 +38,9 @@ def encode(message: dict[str, Any]) -> bytes:
 
 def event(name: str, data: Optional[dict[str, Any]] = None) -> bytes:
   """Writes an event as QEMU does."""
+  seconds, rest = divmod(time.time_ns(), 10**9)
   message: dict[str, Any] = {
-    "timestamp": {"seconds": 1795438800, "microseconds": 137},
+    "timestamp": {"seconds": seconds, "microseconds": rest // 1000},
     "event": name,
   }
   if data is not None:

@@ -69,8 +69,16 @@ def run(function: Callable[[], None], place: Place = Place.ORDINARY) -> None:
 
 def mount_small(path: str, files: int) -> None:
   """Mounts a file system that has room for a few files."""
-  options = b"nr_inodes=%d" % (files + 1)
-  _check(_libc.mount(b"none", os.fsencode(path), b"tmpfs", 0, options))
+  mount(path, f"nr_inodes={files + 1}")
+
+
+def mount(path: str, options: str) -> None:
+  """Mounts a file system that is in memory.
+
+  @param options: of C{tmpfs}
+
+  """
+  _check(_libc.mount(b"none", os.fsencode(path), b"tmpfs", 0, options.encode()))
 
 
 def _enter(place: Place, parent: int) -> None:

@@ -20,7 +20,7 @@ import time
 from typing import TYPE_CHECKING
 
 from ganeti import constants
-from ganeti.kvmd import ctrldir, journal, launch, lifecycle
+from ganeti.kvmd import ctrldir, inquiry, journal_files, launch, lifecycle
 from ganeti.kvmd.ctrldir import Mark
 
 if TYPE_CHECKING:
@@ -53,6 +53,9 @@ class UserShutdown:
   #: by the monotonic clock; None before it began.
   _patience_ends: Optional[float] = None
 
+  #: How long journals may be read.
+  _budget = inquiry.Budget()
+
   def _ExecuteKVMRuntime(self, instance: Any, *args: Any, **kwargs: Any) -> Any:
     """Starts QEMU, for a start, a reboot or a migration to this node."""
     self._ClearMarks(instance.name)
@@ -77,7 +80,7 @@ class UserShutdown:
     """Makes the files of a journal and returns QEMU's options for it."""
     with cls._OpenDirectory() as directory:
       try:
-        return journal.prepare(directory, name) if directory else []
+        return journal_files.prepare(directory, name) if directory else []
       except OSError as err:
         logging.warning(
           "Instance %s is started without a journal (%s: %s): if its user shuts"
@@ -171,31 +174,12 @@ class UserShutdown:
         return False
       # The daemon marks an instance before it removes the journal: in this
       # order one of the two is found.
-      by_journal = cls._IsUserShutdownByJournal(directory, instance_name)
+      by_journal = inquiry.is_user_shutdown(
+        directory, instance_name, lifecycle.Rule.CAUSE, cls._budget
+      )
       if by_journal is not None:
         return by_journal
       return directory.is_marked(Mark.SHUTDOWN, instance_name)
-
-  @staticmethod
-  def _IsUserShutdownByJournal(
-    directory: ctrldir.ControlDirectory, name: str
-  ) -> Optional[bool]:
-    """Tells what the daemon will say as soon as it has read the journal.
-
-    @return: None if there is no journal that says anything
-
-    """
-    try:
-      with journal.opened(directory, name) as found:
-        record = found.replay(lifecycle.Rule.CAUSE)
-    except FileNotFoundError:
-      return None
-    except (journal.JournalError, OSError) as err:
-      logging.warning("Instance %s: its journal is of no use: %s", name, err)
-      return None
-    if not record.version:
-      return None
-    return record.lifecycle.outcome.verdict is lifecycle.Verdict.USER
 
   @classmethod
   def _ClearUserShutdown(cls, instance_name: str) -> None:
@@ -216,8 +200,8 @@ class UserShutdown:
         return
       for mark in marks:
         directory.remove(mark, instance_name)
-      if not journal.is_being_written(directory, instance_name):
-        journal.remove(directory, instance_name)
+      if not journal_files.is_being_written(directory, instance_name):
+        journal_files.remove(directory, instance_name)
 
   @classmethod
   def _MarkPowerdown(cls, instance_name: str) -> None:

@@ -11,7 +11,7 @@ import pathlib
 import fake_monitor
 import pytest
 from fake_monitor import Connection, FakeMonitor
-from ganeti.kvmd import ctrldir, journal
+from ganeti.kvmd import ctrldir, journal_files
 from guests import endings, lifetime
 from guests.daemon import Daemon
 from guests.stage import Stage
@@ -207,7 +207,7 @@ def test_journal(stage: Stage, away: bool) -> None:
   directory = os.open(stage.ctrl_dir, os.O_RDONLY)
   for cut in range(len(said) + 1):
     name = f"cut{cut}"
-    journal.prepare(
+    journal_files.prepare(
       ctrldir.ControlDirectory(
         str(stage.ctrl_dir), directory, ctrldir.MONITOR_SUFFIX
       ),

@@ -102,11 +102,11 @@ PLAIN = Machine()
 
 def _prepare_journal(ctrl_dir: pathlib.Path, name: str) -> list[str]:
   """Do as the hypervisor does and return QEMU's options."""
-  from ganeti.kvmd import ctrldir, journal  # only the build has them
+  from ganeti.kvmd import ctrldir, journal_files  # only the build has them
 
   descriptor = os.open(ctrl_dir, os.O_RDONLY)
   try:
-    return journal.prepare(
+    return journal_files.prepare(
       ctrldir.ControlDirectory(
         str(ctrl_dir), descriptor, ctrldir.MONITOR_SUFFIX
       ),

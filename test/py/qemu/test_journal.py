@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import collections.abc
 import dataclasses
+import math
 import os
 import signal
 
 import pytest
-from ganeti.kvmd import ctrldir, journal, lifecycle
+from ganeti.kvmd import ctrldir, journal, journal_files, lifecycle
 from guests import endings, lifetime
 from guests.boot_sector import Command
 from guests.daemon import Daemon, Verdict
@@ -60,9 +61,11 @@ def _verdict_without_daemon(stage: Stage, name: str) -> lifecycle.Verdict:
     directory = ctrldir.ControlDirectory(
       str(stage.ctrl_dir), descriptor, ctrldir.MONITOR_SUFFIX
     )
-    with journal.opened(directory, name) as found:
+    with journal_files.opened(directory, name) as found:
       assert not found.is_being_written
-      return found.replay(lifecycle.Rule.CAUSE).lifecycle.outcome.verdict
+      reading = journal.Reading(found, lifecycle.Rule.CAUSE)
+      reading.advance(found, None, math.inf)
+      return reading.record(found).lifecycle.outcome.verdict
   finally:
     os.close(descriptor)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 from unittest import mock
 
 import forked
@@ -69,19 +70,25 @@ def names(ctrl_dir):
   return sorted(os.listdir(ctrl_dir))
 
 
+def has(control, mark, name, life):
+  """Tells in which life an instance is marked; None if it is not."""
+  found = control.look(mark, name, life)
+  return None if found is None else found.is_current
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_written_and_removed(ctrl_dir, control, mark, name):
   path = ctrl_dir / (name + mark.value)
-  assert control.has(mark, name, LIFE) is None
+  assert has(control, mark, name, LIFE) is None
   assert control.write(mark, name, LIFE)
   assert names(ctrl_dir) == [path.name]
   found = os.lstat(path)
   assert stat.S_ISREG(found.st_mode)
   assert stat.S_IMODE(found.st_mode) == 0o600
   assert found.st_size == 0
-  assert control.has(mark, name, LIFE) is True
+  assert has(control, mark, name, LIFE) is True
   assert control.write(mark, name, LIFE)
-  assert control.has(mark, name, LIFE) is True
+  assert has(control, mark, name, LIFE) is True
   assert control.remove(mark, name) is True
   assert names(ctrl_dir) == []
   assert control.remove(mark, name) is False
@@ -108,7 +115,7 @@ def test_name_too_long_for_a_mark(ctrl_dir, control, mark, length):
   if len(name + mark.value) <= 255:
     assert control.write(mark, name, LIFE) is False
     return
-  assert control.has(mark, name, LIFE) is None
+  assert has(control, mark, name, LIFE) is None
   assert control.remove(mark, name) is False
 
 
@@ -134,21 +141,21 @@ def test_mark_belongs_to_a_life_by_its_date(
   path = ctrl_dir / f"a{mark.value}"
   path.touch()
   os.utime(path, ns=(date, date))
-  assert control.has(mark, "a", LIFE) is belongs
+  assert has(control, mark, "a", LIFE) is belongs
 
 
 def test_mark_is_never_of_a_later_life(control, mark):
   control.write(mark, "a", LIFE)
-  assert control.has(mark, "a", LIFE)
-  assert not control.has(mark, "a", Life(2, LIFE.born + 1))
-  assert not control.has(mark, "a", Life(1, LIFE.born + SECOND))
+  assert has(control, mark, "a", LIFE)
+  assert not has(control, mark, "a", Life(2, LIFE.born + 1))
+  assert not has(control, mark, "a", Life(1, LIFE.born + SECOND))
 
 
 def test_old_mark_is_made_new(ctrl_dir, control, mark):
   control.write(mark, "a", Life(1, LIFE.born - SECOND))
-  assert control.has(mark, "a", LIFE) is False
+  assert has(control, mark, "a", LIFE) is False
   control.write(mark, "a", LIFE)
-  assert control.has(mark, "a", LIFE) is True
+  assert has(control, mark, "a", LIFE) is True
 
 
 def test_reborn_instance_is_not_marked(ctrl_dir, control, mark):
@@ -160,7 +167,7 @@ def test_reborn_instance_is_not_marked(ctrl_dir, control, mark):
   old.die()
   new = FakeMonitor(ctrl_dir, "a")
   assert control.write(mark, "a", opened.life) is False
-  assert control.has(mark, "a", opened.life) is None
+  assert has(control, mark, "a", opened.life) is None
   new.quit()
   assert control.write(mark, "a", opened.life)
 
@@ -170,7 +177,7 @@ def test_link_is_replaced_and_not_followed(ctrl_dir, control, mark, elsewhere):
   path.symlink_to(elsewhere)
   assert control.write(mark, "a", LIFE)
   assert stat.S_ISREG(os.lstat(path).st_mode)
-  assert control.has(mark, "a", LIFE)
+  assert has(control, mark, "a", LIFE)
 
 
 def test_dangling_link_is_replaced_and_not_followed(
@@ -221,7 +228,7 @@ def test_whatever_it_is_it_is_removed(ctrl_dir, control, mark, elsewhere, make):
     FakeMonitor(ctrl_dir, "a", suffix=mark.value).die()
   else:
     path.symlink_to(elsewhere if make == "link" else "missing")
-  assert control.has(mark, "a", LIFE) is not None
+  assert has(control, mark, "a", LIFE) is not None
   assert control.remove(mark, "a")
   assert names(ctrl_dir) == []
 
@@ -367,6 +374,30 @@ def test_no_room_on_the_disk(ctrl_dir, mark):
     assert err.value.filename == f"a{mark.value}"
     (ctrl_dir / "full").unlink()
     assert control.write(mark, "a", LIFE)
-    assert control.has(mark, "a", LIFE)
+    assert has(control, mark, "a", LIFE)
 
   forked.run(check, forked.Place.OWN_MOUNTS)
+
+
+def test_since_when_an_instance_is_marked(control):
+  before = time.time()
+  control.write(Mark.POWERDOWN, "a", LIFE)
+  found = control.look(Mark.POWERDOWN, "a", LIFE)
+  # The kernel's date may be a tick old.
+  assert before - 0.02 <= found.at <= time.time()
+
+
+@pytest.mark.parametrize("name", ["a.kvmd", "a.mon", "a.qmp", "../pid/a"])
+def test_younger_life_is_known_of(tmp_path, name):
+  (tmp_path / "ctrl").mkdir()
+  (tmp_path / "pid").mkdir()
+  descriptor = os.open(tmp_path / "ctrl", os.O_RDONLY)
+  control = ctrldir.ControlDirectory("ctrl", descriptor, ".mon")
+  path = tmp_path / "ctrl" / name
+  assert not control.is_outdated("a", 0)
+  path.touch()
+  date = path.stat().st_mtime_ns
+  assert control.is_outdated("a", date - 1)
+  assert not control.is_outdated("a", date)
+  assert not control.is_outdated("b", 0)
+  os.close(descriptor)

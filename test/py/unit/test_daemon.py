@@ -35,7 +35,7 @@ from fake_monitor import (
   encode,
   event,
 )
-from ganeti.kvmd import ctrldir, daemon, journal, journals, monitors, qmp
+from ganeti.kvmd import ctrldir, daemon, journal_files, journals, monitors, qmp
 from ganeti.kvmd import monitor as monitor_module
 from ganeti.kvmd.lifecycle import Rule
 from histories import HISTORIES, judge
@@ -303,14 +303,30 @@ def test_monitor_that_does_not_greet(scene, monkeypatch, accepts):
   assert scene.verdict("web1") == "user"
 
 
-def test_no_verdict_on_an_instance_that_never_greeted(scene):
+@pytest.mark.parametrize(
+  ("age", "expected"), [(-9, "unknown"), (9, "user")], ids=["before", "after"]
+)
+def test_end_of_an_instance_that_never_greeted(scene, age, expected):
+  """There is a line about it; what was known of that life still counts."""
   monitor = FakeMonitor(scene.ctrl_dir, "web1")
   scene.accept(monitor)
   scene.file("web1").touch()
+  date = time.time() + age
+  os.utime(scene.file("web1"), (date, date))
   monitor.quit()
+  assert scene.verdict("web1") == expected
+  scene.fence()
+  assert scene.verdicts("web1") == [expected]
+  assert scene.has_file("web1") is (expected == "user")
+
+
+def test_instance_that_had_ended_before(scene):
+  """Its socket is left; whether it was judged then is not known."""
+  scene.stop()
+  FakeMonitor(scene.ctrl_dir, "web1").die()
+  scene.start()
   scene.fence()
   assert scene.verdicts("web1") == []
-  assert scene.has_file("web1")
 
 
 def test_monitor_that_greets_and_hangs(scene, monkeypatch):
@@ -978,7 +994,9 @@ def test_powerdown_of_an_earlier_life_is_forgotten(scene):
   new = scene.attach("web1")
   new.event("SHUTDOWN", USER)
   new.quit()
-  assert scene.verdict("web1") == "user"
+  # The daemon had come to the former, which never answered.
+  assert scene.verdict("web1") == "unknown"
+  assert scene.verdict("web1", 2) == "user"
   scene.fence()
   assert os.listdir(scene.ctrl_dir) == ["web1.shutdown"]
 
@@ -1402,7 +1420,7 @@ def test_journal_counts_as_open_when_its_closing_is_told(
 ):
   """The kernel does that: it tells first, and counts then."""
   held = os.open(scene.ctrl_dir, os.O_RDONLY)
-  journal.prepare(
+  journal_files.prepare(
     ctrldir.ControlDirectory(str(scene.ctrl_dir), held, ".kvmd"), "web1"
   )
   os.close(held)
@@ -1411,9 +1429,9 @@ def test_journal_counts_as_open_when_its_closing_is_told(
     scene.says("instance web1: its QEMU keeps a journal")
     file.write(event("SHUTDOWN", USER))
   answers = [True] * times
-  ask = journal.Journal.is_being_written.fget
+  ask = journal_files.JournalFiles.is_being_written.fget
   monkeypatch.setattr(
-    journal.Journal,
+    journal_files.JournalFiles,
     "is_being_written",
     property(lambda self: answers.pop() if answers else ask(self)),
   )

@@ -73,7 +73,7 @@ class Place:
 
   def journal(self, name: str = NAME) -> pathlib.Path:
     """Leaves the journal of an instance that its user turned off."""
-    (self.ctrl / f"{name}{ctrldir.JOURNAL_COMMANDS}").touch()
+    (self.ctrl / f"{name}{ctrldir.JOURNAL_DIGEST}").touch()
     events = self.ctrl / f"{name}{ctrldir.JOURNAL_EVENTS}"
     events.write_bytes(_GREETING + _USER)
     return events

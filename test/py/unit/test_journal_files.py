@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import signal
 import time
 
 import pytest
 from fake_monitor import GREETING, USER, encode, event
-from ganeti.kvmd import journal
+from ganeti.kvmd import journal, journal_files
 from ganeti.kvmd.ctrldir import (
-  JOURNAL_COMMANDS,
   JOURNAL_DIGEST,
   JOURNAL_EVENTS,
   ControlDirectory,
@@ -42,7 +42,7 @@ def control(ctrl_dir):
 @pytest.fixture
 def write(control, ctrl_dir):
   """Makes a journal, and writes into it as QEMU does: at its own place."""
-  journal.prepare(control, NAME)
+  journal_files.prepare(control, NAME)
   writer = os.open(ctrl_dir / (NAME + JOURNAL_EVENTS), os.O_WRONLY)
 
   def append(data):
@@ -52,64 +52,74 @@ def write(control, ctrl_dir):
   os.close(writer)
 
 
+def read_whole(files, rule=Rule.CAUSE):
+  reading = journal.Reading(files, rule)
+  reading.advance(files, None, math.inf)
+  assert reading.is_complete
+  return reading
+
+
 def replay(control, rule=Rule.CAUSE):
-  with journal.opened(control, NAME) as found:
-    return found.replay(rule)
+  with journal_files.opened(control, NAME) as files:
+    return read_whole(files, rule).record(files)
 
 
 def condense(control, rule=Rule.CAUSE):
-  with journal.opened(control, NAME) as found:
-    found.condense(rule)
+  with journal_files.opened(control, NAME) as files:
+    files.give_back(read_whole(files, rule).digest)
 
 
-def conclude(control):
-  with journal.opened(control, NAME) as found:
-    return found.conclude(Rule.CAUSE)
+def occupied(control):
+  return journal_files.extent(control, NAME).allocated
 
 
 def test_files_and_options(ctrl_dir, control):
-  options = journal.prepare(control, "a,b")
+  options = journal_files.prepare(control, "a,b")
   assert f"pipe,id=kvmdjournal,path={ctrl_dir}/a,,b.journal" in options
-  assert sorted(os.listdir(ctrl_dir)) == ["a,b.journal.in", "a,b.journal.out"]
+  assert sorted(os.listdir(ctrl_dir)) == [
+    "a,b.journal.digest",
+    "a,b.journal.in",
+    "a,b.journal.out",
+  ]
   for path in ctrl_dir.iterdir():
     assert path.lstat().st_mode & 0o777 == 0o600
   commands = (ctrl_dir / "a,b.journal.in").read_bytes()
   assert json.loads(commands) == {"execute": "qmp_capabilities"}
   assert (ctrl_dir / "a,b.journal.out").read_bytes() == b""
-  journal.remove(control, "a,b")
-  journal.remove(control, "a,b")
+  journal_files.remove(control, "a,b")
+  journal_files.remove(control, "a,b")
   assert os.listdir(ctrl_dir) == []
 
 
 def test_nothing_of_an_earlier_life_is_left(ctrl_dir, control, write):
   write(BEGINNING + END)
   condense(control)
-  journal.prepare(control, NAME)
+  journal_files.prepare(control, NAME)
   assert replay(control).version == ""
-  assert not (ctrl_dir / (NAME + JOURNAL_DIGEST)).exists()
+  assert (ctrl_dir / (NAME + JOURNAL_DIGEST)).read_bytes() == b""
 
 
 def test_journal_of_a_later_life_is_not_removed(control):
-  journal.prepare(control, NAME)
-  with journal.opened(control, NAME) as found:
+  journal_files.prepare(control, NAME)
+  with journal_files.opened(control, NAME) as found:
     earlier = found.life
   while control.journaled_life(NAME) == earlier:
-    journal.prepare(control, NAME)
-  journal.remove_life(control, NAME, earlier)
-  with journal.opened(control, NAME) as found:
+    journal_files.prepare(control, NAME)
+  journal_files.remove_life(control, NAME, earlier)
+  with journal_files.opened(control, NAME) as found:
     assert found.life != earlier
-  journal.remove_life(control, NAME, found.life)
-  with pytest.raises(FileNotFoundError), journal.opened(control, NAME):
+  journal_files.remove_life(control, NAME, found.life)
+  with pytest.raises(FileNotFoundError), journal_files.opened(control, NAME):
     pass
 
 
 def test_digest_is_not_left_for_a_later_life(control, ctrl_dir, write):
   write(BEGINNING + END)
-  with journal.opened(control, NAME) as found:
+  with journal_files.opened(control, NAME) as found:
     while control.journaled_life(NAME) == found.life:
-      journal.prepare(control, NAME)
-    found.condense(Rule.CAUSE)
-  assert not (ctrl_dir / (NAME + JOURNAL_DIGEST)).exists()
+      journal_files.prepare(control, NAME)
+    found.give_back(read_whole(found).digest)
+  assert (ctrl_dir / (NAME + JOURNAL_DIGEST)).read_bytes() == b""
 
 
 def test_hypervisor_is_about_to_make_a_journal(control, ctrl_dir, write):
@@ -130,15 +140,15 @@ def test_daemon_is_in_the_middle_of_something(
   """The hypervisor waits for it, but not for ever."""
   write(BEGINNING + END)
   patience = 0.05
-  monkeypatch.setattr(journal, "_LOCK_PATIENCE", patience)
+  monkeypatch.setattr(journal_files, "_LOCK_PATIENCE", patience)
   other = os.open(ctrl_dir, os.O_RDONLY)
   try:
     fcntl.flock(other, fcntl.LOCK_EX)
     began = time.monotonic()
-    journal.remove(control, NAME)
+    journal_files.remove(control, NAME)
     assert time.monotonic() - began >= patience
     assert os.listdir(ctrl_dir) == []
-    journal.prepare(control, NAME)
+    journal_files.prepare(control, NAME)
     assert time.monotonic() - began >= 2 * patience
   finally:
     os.close(other)
@@ -147,7 +157,7 @@ def test_daemon_is_in_the_middle_of_something(
 
 def test_hypervisor_looks_while_it_is_condensed(control, ctrl_dir):
   """That is no fault of the journal."""
-  journal.prepare(control, NAME)
+  journal_files.prepare(control, NAME)
   path = ctrl_dir / (NAME + JOURNAL_EVENTS)
   path.write_bytes(BEGINNING + END)
   with open(path, "rb") as reader:
@@ -159,23 +169,22 @@ def test_hypervisor_looks_while_it_is_condensed(control, ctrl_dir):
 
 
 def test_qemu_that_never_came(control):
-  journal.prepare(control, NAME)
-  record = conclude(control)
+  journal_files.prepare(control, NAME)
+  record = replay(control)
   assert record.version == ""
   assert record.lifecycle.outcome.verdict is Verdict.KILLED
 
 
 def test_who_writes(ctrl_dir, control):
-  journal.prepare(control, NAME)
-  assert not journal.is_being_written(control, NAME)
+  journal_files.prepare(control, NAME)
+  assert not journal_files.is_being_written(control, NAME)
   with open(ctrl_dir / (NAME + JOURNAL_EVENTS), "ab") as writer:
-    assert journal.is_being_written(control, NAME)
-    assert conclude(control) is None
+    assert journal_files.is_being_written(control, NAME)
     writer.write(BEGINNING + END)
   # Those who read are no matter.
   with open(ctrl_dir / (NAME + JOURNAL_EVENTS), "rb"):
-    assert not journal.is_being_written(control, NAME)
-  record = conclude(control)
+    assert not journal_files.is_being_written(control, NAME)
+  record = replay(control)
   assert record.version == "9.8.7"
   assert record.lifecycle.outcome.verdict is Verdict.USER
 
@@ -193,7 +202,7 @@ def test_any_history_however_often_it_is_condensed(ctrl_dir, rule):
     ),
   )
   def check(history, ways):
-    journal.prepare(control, NAME)
+    journal_files.prepare(control, NAME)
     texts = [event(name, data) for name, data in history]
     with open(ctrl_dir / (NAME + JOURNAL_EVENTS), "wb", buffering=0) as writer:
       writer.write(BEGINNING)
@@ -223,15 +232,13 @@ def test_any_history_however_often_it_is_condensed(ctrl_dir, rule):
 def test_what_was_read_is_given_back(control, ctrl_dir, write):
   path = ctrl_dir / (NAME + JOURNAL_EVENTS)
   write(BEGINNING + event("POWERDOWN"))
-  occupied = 0
   for _ in range(20):
+    before = occupied(control)
     write(event("RTC_CHANGE", {"offset": 1}) * 2000)
-    assert journal.is_long(control, NAME)
+    assert occupied(control) > before
     condense(control)
-    occupied = max(occupied, path.stat().st_blocks * 512)
+    assert occupied(control) <= journal_files.RESERVED + 8192
   assert path.stat().st_size > 20 * 2000 * 50
-  assert occupied < 128 * 1024
-  assert not journal.is_long(control, NAME)
   write(END)
   outcome = replay(control).lifecycle.outcome
   assert outcome.cause == "guest-shutdown after powerdown"
@@ -255,13 +262,14 @@ def test_garbage_is_never_the_user(control, ctrl_dir, text):
     BEGINNING + text + END,
     BEGINNING + END + text,
   ):
-    journal.prepare(control, NAME)
+    journal_files.prepare(control, NAME)
     (ctrl_dir / (NAME + JOURNAL_EVENTS)).write_bytes(content)
-    with pytest.raises(journal.JournalError):
+    with pytest.raises(journal_files.JournalError):
       replay(control)
-    with pytest.raises(journal.JournalError):
+    with pytest.raises(journal_files.JournalError) as caught:
       condense(control)
-    record = conclude(control)
+    with journal_files.opened(control, NAME) as files:
+      record = journal.useless(files, Rule.CAUSE, caught.value)
     assert record.lifecycle.outcome.verdict is Verdict.UNKNOWN
     assert "its journal is of no use" in record.lifecycle.outcome.cause
 
@@ -297,16 +305,15 @@ def _link_twice(path):
   "spoil",
   [_make_directory, _make_fifo, _make_link, _make_dangling_link, _link_twice],
 )
-@pytest.mark.parametrize("ending", [JOURNAL_EVENTS, JOURNAL_COMMANDS])
+@pytest.mark.parametrize("ending", [JOURNAL_EVENTS, JOURNAL_DIGEST])
 def test_what_is_no_file_of_our_own(control, ctrl_dir, write, spoil, ending):
   write(BEGINNING + END)
   spoil(ctrl_dir / (NAME + ending))
-  with pytest.raises(journal.JournalError):
+  with pytest.raises(journal_files.JournalError):
     replay(control)
-  assert not journal.is_being_written(control, NAME)
 
 
-@pytest.mark.parametrize("ending", [JOURNAL_EVENTS, JOURNAL_COMMANDS])
+@pytest.mark.parametrize("ending", [JOURNAL_EVENTS, JOURNAL_DIGEST])
 def test_what_is_missing(control, ctrl_dir, write, ending):
   (ctrl_dir / (NAME + ending)).unlink()
   with pytest.raises(FileNotFoundError):
@@ -315,16 +322,17 @@ def test_what_is_missing(control, ctrl_dir, write, ending):
 
 def test_name_too_long_for_a_journal(control):
   with pytest.raises(FileNotFoundError):
-    with journal.opened(control, "x" * 250):
+    with journal_files.opened(control, "x" * 250):
       pass
-  assert not journal.is_being_written(control, "x" * 250)
-  assert not journal.is_long(control, "x" * 250)
+  assert not journal_files.is_being_written(control, "x" * 250)
+  with pytest.raises(OSError, match="File name too long"):
+    journal_files.extent(control, "x" * 250)
 
 
 @pytest.mark.parametrize(
   "content",
   [
-    b"",
+    b" ",
     b"garbage",
     b"null",
     b"[]",
@@ -335,10 +343,11 @@ def test_name_too_long_for_a_journal(control):
     b'[INODE, 1.5, "", []]',
     b"[INODE, 0, null, []]",
     b'[INODE, 0, "", [1]]',
-    b'[INODE, 0, "", [["SHUTDOWN"]]]',
-    b'[INODE, 0, "", [["SHUTDOWN", 7]]]',
+    b'[INODE, 0, "", [["SHUTDOWN", {}]]]',
+    b'[INODE, 0, "", [["SHUTDOWN", 7, 0]]]',
+    b'[INODE, 0, "", [["SHUTDOWN", {}, "x"]]]',
     b'[INODE, 0, "", {"a": 1}]',
-    b'[INODE, 999999999, "", [["SHUTDOWN", {}]]]',
+    b'[INODE, 999999999, "", [["SHUTDOWN", {}, 0]]]',
     b"[" * 100000,
     b"\xff",
   ],
@@ -349,7 +358,7 @@ def test_damaged_digest(control, ctrl_dir, write, content):
   inode = (ctrl_dir / (NAME + JOURNAL_EVENTS)).stat().st_ino
   path = ctrl_dir / (NAME + JOURNAL_DIGEST)
   path.write_bytes(content.replace(b"INODE", b"%d" % inode))
-  with pytest.raises(journal.JournalError):
+  with pytest.raises(journal_files.JournalError):
     replay(control)
 
 
@@ -358,7 +367,7 @@ def test_digest_that_is_no_file(control, ctrl_dir, write, spoil):
   write(BEGINNING + END)
   condense(control)
   spoil(ctrl_dir / (NAME + JOURNAL_DIGEST))
-  with pytest.raises(journal.JournalError):
+  with pytest.raises(journal_files.JournalError):
     replay(control)
 
 
@@ -366,7 +375,7 @@ def test_journal_that_is_shorter_than_it_was(control, ctrl_dir, write):
   write(BEGINNING + END)
   condense(control)
   os.truncate(ctrl_dir / (NAME + JOURNAL_EVENTS), 10)
-  with pytest.raises(journal.JournalError, match="shorter"):
+  with pytest.raises(journal_files.JournalError, match="shorter"):
     replay(control)
 
 
@@ -378,5 +387,5 @@ def test_digest_that_was_left_half_written(control, ctrl_dir, write):
   condense(control)
   outcome = replay(control).lifecycle.outcome
   assert outcome.cause == "guest-shutdown after powerdown"
-  journal.remove(control, NAME)
+  journal_files.remove(control, NAME)
   assert os.listdir(ctrl_dir) == []

@@ -1,0 +1,119 @@
+# Copyright (C) 2026 the ganeti-kvmd developers
+# SPDX-License-Identifier: BSD-2-Clause
+
+"""Tests of what is kept of a journal in short."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from ganeti.kvmd import digest, lifecycle
+from ganeti.kvmd.lifecycle import Rule
+from histories import HISTORIES
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+def outcome(events, rule):
+  life = lifecycle.Lifecycle(rule)
+  for name, data in events:
+    life.receive(name, data, 0.0)
+  return life.outcome
+
+
+@pytest.mark.parametrize("rule", Rule)
+def test_essence_leads_to_the_same_whatever_comes_after_it(rule):
+  @given(HISTORIES, HISTORIES)
+  def check(before, after):
+    essence = digest.Essence([])
+    for name, data in before:
+      essence.receive(name, data, 0.0)
+    # It is kept as JSON.
+    kept = digest.parse(digest.Digest(1, 2, "", essence.events).encode())
+    events = [(event.name, event.data) for event in kept.events]
+    assert outcome(events + after, rule) == outcome(before + after, rule)
+    whole = lifecycle.Lifecycle(rule)
+    short = lifecycle.Lifecycle(rule)
+    for name, data in before:
+      whole.receive(name, data, 0.0)
+    for name, data in events:
+      short.receive(name, data, 0.0)
+    assert short.powerdown == whole.powerdown
+    assert short.announced == whole.announced
+
+  check()
+
+
+@given(st.lists(HISTORIES, max_size=9))
+def test_essence_is_short(histories):
+  essence = digest.Essence([])
+  for history in histories:
+    for name, data in history:
+      essence.receive(name, data, 0.0)
+      assert len(essence.events) <= 5
+
+
+def test_essence_of_an_essence_is_itself():
+  @given(HISTORIES, HISTORIES)
+  def check(before, after):
+    whole = digest.Essence([])
+    for name, data in before + after:
+      whole.receive(name, data, 0.0)
+    first = digest.Essence([])
+    for name, data in before:
+      first.receive(name, data, 0.0)
+    second = digest.Essence(first.events)
+    for name, data in after:
+      second.receive(name, data, 0.0)
+    assert second.events == whole.events
+
+  check()
+
+
+@pytest.mark.parametrize(
+  "data",
+  [
+    {"reason": "x" * 10**6, "guest": True},
+    {"reason": ["x" * 1000] * 1000},
+    {"guest": {str(number): number for number in range(10000)}},
+    {"reason": "guest-shutdown", "guest": True, "more": "x" * 10**6},
+  ],
+  ids=range(4),
+)
+def test_essence_of_hostile_data_is_small_and_the_same(data):
+  essence = digest.Essence([])
+  essence.receive("SHUTDOWN", data, 0.0)
+  assert len(json.dumps(essence.events)) < 1000
+  for rule in Rule:
+    kept = [(event.name, event.data) for event in essence.events]
+    assert outcome(kept, rule) == outcome([("SHUTDOWN", data)], rule)
+
+
+TIMED = st.lists(
+  st.tuples(
+    st.sampled_from(["POWERDOWN", "RESET", "RESUME", "SHUTDOWN", "STOP"]),
+    st.integers(1, 9),
+  ),
+  max_size=9,
+).map(lambda events: sorted(events, key=lambda event: event[1]))
+
+
+@given(TIMED, TIMED, st.none() | st.integers(1, 9), st.sampled_from(Rule))
+def test_essence_leads_to_the_same_whenever_the_mark_was_made(
+  before, after, marked, rule
+):
+  whole = lifecycle.Lifecycle(rule, marked)
+  short = lifecycle.Lifecycle(rule, marked)
+  essence = digest.Essence([])
+  data = {"guest": True, "reason": "guest-shutdown"}
+  for name, at in before:
+    whole.receive(name, data, at)
+    essence.receive(name, data, at)
+  for event in essence.events:
+    short.receive(event.name, event.data, event.at)
+  for name, at in after:
+    whole.receive(name, data, at)
+    short.receive(name, data, at)
+    assert short.outcome == whole.outcome
+    assert short.powerdown == whole.powerdown

@@ -1,0 +1,542 @@
+# Copyright (C) 2026 the ganeti-kvmd developers
+# SPDX-License-Identifier: BSD-2-Clause
+
+"""Tests of when journals are read, and what becomes of them."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import logging
+import os
+import time
+
+import forked
+import pytest
+from fake_monitor import GREETING, USER, FakeMonitor, encode, event
+from ganeti.kvmd import ctrldir, journal, journal_files, journals, lifecycle
+from ganeti.kvmd.ctrldir import Mark
+
+BEGINNING = encode(GREETING) + encode({"return": {}})
+END = event("SHUTDOWN", USER)
+CHATTER = event("RTC_CHANGE", {"offset": 1})
+PAGE = os.sysconf("SC_PAGESIZE")
+
+
+class Qemu:
+  """What writes a journal."""
+
+  def __init__(self, control, name):
+    self.name = name
+    self._path = os.path.join(control.path, name + ctrldir.JOURNAL_EVENTS)
+    self._descriptor = os.open(self._path, os.O_RDWR)
+    self.write(BEGINNING)
+
+  def write(self, data):
+    assert os.write(self._descriptor, data) == len(data)
+
+  def close(self):
+    if self._descriptor is not None:
+      os.close(self._descriptor)
+      self._descriptor = None
+
+
+class Place:
+  """A control directory, its journals, and who follows them."""
+
+  def __init__(self, path, log):
+    self._log = log
+    self._descriptor = os.open(path, os.O_RDONLY)
+    self._qemus = []
+    self.control = ctrldir.ControlDirectory(
+      str(path), self._descriptor, ".kvmd"
+    )
+    self.path = path
+    self.served = []
+    self.absent = []
+    self.names = {}
+    self.begin()
+
+  def begin(self):
+    """Begins to follow, as a daemon does that was just started."""
+    self.journals = journals.Journals(
+      lifecycle.Rule.CAUSE,
+      on_served=self.served.append,
+      on_absent=self.absent.append,
+      names=self.names,
+    )
+    self.journals.directory = self.control
+
+  def start(self, name="web1"):
+    """Lets an instance begin another life."""
+    before = self.control.journaled_life(name)
+    journal_files.prepare(self.control, name)
+    while self.control.journaled_life(name) == before:
+      journal_files.prepare(self.control, name)
+    qemu = Qemu(self.control, name)
+    self._qemus.append(qemu)
+    return qemu
+
+  def attach(self, name="web1"):
+    qemu = self.start(name)
+    self.journals.appear(name)
+    return qemu
+
+  def end(self, qemu):
+    qemu.close()
+    self.journals.closed(qemu.name)
+
+  def turn(self):
+    self.journals.run_timers(time.monotonic())
+
+  def rescan(self, **options):
+    self.journals.rescan(
+      self.control.instances().journaled,
+      **{"thoroughly": True, "elsewhere": False, **options},
+    )
+
+  def work(self):
+    """Lets all be done that is to be done at once."""
+    while self.journals.due == 0.0:
+      self.turn()
+
+  def close(self):
+    for qemu in self._qemus:
+      qemu.close()
+    os.close(self._descriptor)
+
+  @property
+  def lines(self):
+    return [record.getMessage() for record in self._log.records]
+
+  def count(self, words):
+    return sum(words in line for line in self.lines)
+
+  def verdicts(self, name="web1"):
+    begin = f"instance {name}: verdict "
+    return [
+      line[len(begin) :].partition(" (")[0]
+      for line in self.lines
+      if line.startswith(begin)
+    ]
+
+  def allocated(self, name="web1"):
+    return journal_files.extent(self.control, name).allocated
+
+  def files(self, name="web1"):
+    return sorted(each for each in os.listdir(self.path) if name in each)
+
+
+@pytest.fixture
+def place(ctrl_dir, caplog):
+  caplog.set_level(logging.INFO)
+  with contextlib.closing(Place(ctrl_dir, caplog)) as made:
+    yield made
+
+
+@pytest.fixture
+def clock(monkeypatch):
+  """A clock that goes on by a millisecond for each piece that is read."""
+  now = itertools.count()
+  reads = []
+  read = journal_files.JournalFiles.read
+
+  def counted(files, length, position):
+    reads.append((files.life, length))
+    next(now)
+    return read(files, length, position)
+
+  current = [0.0]
+
+  def monotonic():
+    return current[0] + len(reads) * 0.001
+
+  monkeypatch.setattr(journal_files.JournalFiles, "read", counted)
+  monkeypatch.setattr(time, "monotonic", monotonic)
+  return reads
+
+
+def test_user_shutdown(place):
+  qemu = place.attach()
+  assert place.served == ["web1"]
+  assert place.journals.follows("web1")
+  qemu.write(END)
+  place.end(qemu)
+  assert place.verdicts() == ["user"]
+  assert not place.journals.follows("web1")
+  place.work()
+  assert place.files() == ["web1.shutdown"]
+
+
+def test_long_one_is_read_in_many_turns(place, clock):
+  """None keeps the daemon for longer than a few milliseconds."""
+  qemu = place.attach()
+  for _ in range(40):
+    qemu.write(b"{}" * (journal.PIECE // 2))
+  qemu.write(b"\n" + END)
+  place.end(qemu)
+  turns = 0
+  while not place.verdicts():
+    before = len(clock)
+    place.turn()
+    assert len(clock) - before <= 6
+    turns += 1
+  assert turns >= 7
+  assert place.verdicts() == ["user"]
+
+
+def test_others_do_not_wait_for_a_long_one(place, clock):
+  long = place.attach("long")
+  for _ in range(200):
+    long.write(b"{}" * (journal.PIECE // 2))
+  place.end(long)
+  others = [place.attach(f"web{number}") for number in range(20)]
+  for other in others:
+    place.turn()
+    other.write(END)
+    place.end(other)
+    assert place.verdicts(other.name) == ["user"]
+  assert place.verdicts("long") == []
+  place.work()
+  assert place.verdicts("long") == ["killed or crashed"]
+
+
+def test_those_that_are_longer_than_a_piece_come_before_a_long_one(
+  place, clock
+):
+  long = place.attach("long")
+  for _ in range(500):
+    long.write(CHATTER * 200)
+  place.end(long)
+  other = place.attach("web1")
+  other.write(CHATTER * 300 + END)
+  place.end(other)
+  for _ in range(2):
+    place.turn()
+  assert place.verdicts("web1") == ["user"]
+  assert place.verdicts("long") == []
+
+
+def test_journal_that_is_written_faster_than_it_is_read(place, monkeypatch):
+  """It is cut, and the daemon is free again; the monitor is listened to."""
+  qemu = place.attach()
+  qemu.write(CHATTER * 4000)
+  read = journal_files.JournalFiles.read
+
+  def flood(files, length, position):
+    qemu.write(CHATTER * 2000)
+    return read(files, length, position)
+
+  monkeypatch.setattr(journal_files.JournalFiles, "read", flood)
+  place.rescan()
+  for _ in range(200):
+    place.turn()
+    if place.absent:
+      break
+  assert place.absent == ["web1"]
+  assert place.count("its journal is of no use: it is written faster") == 1
+  assert not place.journals.follows("web1")
+  assert place.allocated() <= PAGE
+  monkeypatch.undo()
+  # It goes on, and gets nothing.
+  for _ in range(3):
+    qemu.write(CHATTER * 40000)
+    for record in place.journals._records.values():
+      place.journals._schedule("web1", 0.0)
+      assert record.state is journals.State.USELESS
+    place.turn()
+    assert place.allocated() <= PAGE
+  qemu.write(END)
+  place.end(qemu)
+  assert place.files() == []
+  assert place.verdicts() == []
+
+
+def test_nothing_is_read_that_came_after_the_reading_began(place, monkeypatch):
+  qemu = place.start()
+  size = os.fstat(qemu._descriptor).st_size
+  read = journal_files.JournalFiles.read
+  lengths = []
+
+  def growing(files, length, position):
+    qemu.write(CHATTER)
+    lengths.append(length)
+    return read(files, length, position)
+
+  monkeypatch.setattr(journal_files.JournalFiles, "read", growing)
+  with journal_files.opened(place.control, "web1") as files:
+    reading = journal.Reading(files, lifecycle.Rule.CAUSE)
+    reading.advance(files, None, 10.0)
+    assert reading.is_complete
+  assert lengths == [size]
+
+
+def test_long_honest_one_is_condensed(place):
+  """No daemon ran for a long time."""
+  qemu = place.start()
+  for _ in range(300):
+    qemu.write(CHATTER * 100)
+  place.rescan()
+  place.work()
+  assert place.journals.follows("web1")
+  assert place.allocated() <= journal_files.RESERVED + 2 * PAGE
+  qemu.write(END)
+  place.end(qemu)
+  assert place.verdicts() == ["user"]
+
+
+@pytest.mark.parametrize("length", [4, 20, 40, 60, 100, 200, 400])
+def test_room_for_the_last_words(tmp_path, caplog, length):
+  """The file system is full to the last byte, and QEMU has something to say."""
+
+  def check():
+    _mount_of(tmp_path, 1024 * 1024)
+    caplog.set_level(logging.INFO)
+    place = Place(tmp_path, caplog)
+    qemu = place.attach()
+    written = len(BEGINNING)
+    # At each time that the daemon looks there is room for a while.
+    while written < length * 1024:
+      qemu.write(CHATTER * 100)
+      written += len(CHATTER * 100)
+      place.rescan()
+      place.work()
+    _fill(tmp_path / "filler")
+    qemu.write(END)
+    place.end(qemu)
+    place.work()
+    assert place.verdicts() == ["user"]
+
+  forked.run(check, forked.Place.OWN_MOUNTS)
+
+
+@pytest.mark.parametrize("length", [4, 16, 40, 60])
+def test_room_for_the_last_words_without_a_daemon(tmp_path, caplog, length):
+  def check():
+    _mount_of(tmp_path, 1024 * 1024)
+    caplog.set_level(logging.INFO)
+    place = Place(tmp_path, caplog)
+    qemu = place.start()
+    qemu.write(CHATTER * (length * 1024 // len(CHATTER) - 10))
+    _fill(tmp_path / "filler")
+    qemu.write(END)
+    qemu.close()
+    os.unlink(tmp_path / "filler")
+    place.rescan()
+    place.work()
+    assert place.verdicts() == ["user"]
+
+  forked.run(check, forked.Place.OWN_MOUNTS)
+
+
+def test_room_is_made_on_a_full_file_system(tmp_path, caplog):
+  """What a journal does not need any more is enough for what it needs."""
+
+  def check():
+    _mount_of(tmp_path, 1024 * 1024)
+    caplog.set_level(logging.INFO)
+    place = Place(tmp_path, caplog)
+    qemu = place.attach()
+    _fill(tmp_path / "filler")
+    for _ in range(30):
+      qemu.write(CHATTER * 300)
+      place.rescan()
+      place.work()
+    qemu.write(END)
+    place.end(qemu)
+    place.work()
+    assert place.verdicts() == ["user"]
+
+  forked.run(check, forked.Place.OWN_MOUNTS)
+
+
+def test_who_fills_the_file_system_loses_its_journal(tmp_path, caplog):
+  def check():
+    _mount_of(tmp_path, 16 * 1024 * 1024)
+    caplog.set_level(logging.INFO)
+    place = Place(tmp_path, caplog)
+    quiet, greedy = place.attach("quiet"), place.attach("greedy")
+    with pytest.raises(AssertionError):
+      while True:
+        greedy.write(CHATTER * 1000)
+    with pytest.raises(OSError, match="No space"):
+      journal_files.prepare(place.control, "other")
+    place.journals._next_space = 0.0
+    place.turn()
+    place.work()
+    assert place.absent == ["greedy"]
+    assert place.count("the file system nearly full") == 1
+    # There is room for others again.
+    other = place.attach("other")
+    for qemu in quiet, other:
+      qemu.write(END)
+      place.end(qemu)
+      assert place.verdicts(qemu.name) == ["user"]
+
+  forked.run(check, forked.Place.OWN_MOUNTS)
+
+
+def test_journal_that_is_written_fast_is_looked_at_soon(place, monkeypatch):
+  qemu = place.attach()
+  place.rescan()
+  record = place.journals._records["web1"]
+  assert record.deadline == float("inf")
+  record.looked -= 1.0
+  qemu.write(CHATTER * 200)
+  place.rescan()
+  assert record.deadline - time.monotonic() < 10
+  record.deadline = float("inf")
+  # One that says little is not.
+  record.looked -= 60.0
+  qemu.write(CHATTER)
+  place.rescan()
+  assert record.deadline == float("inf")
+
+
+def test_life_that_was_not_seen_to_begin(place):
+  """The daemon was stopped: both have a verdict, and the right process."""
+  first = place.attach()
+  place.journals._records["web1"].instance.process = 7
+  place.names[7] = "web1"
+  first.close()
+  monitor = FakeMonitor(place.path, "web1")
+  second = place.start()
+  place.journals.closed("web1")
+  place.journals.appear("web1")
+  assert place.verdicts() == ["unknown"]
+  assert place.count("removed before it could be read") == 1
+  assert place.names[os.getpid()] == "web1"
+  assert place.served == ["web1", "web1"]
+  second.write(END)
+  place.end(second)
+  assert place.verdicts() == ["unknown", "user"]
+  monitor.quit()
+
+
+def test_journal_that_was_removed_before_it_was_read(place):
+  qemu = place.attach()
+  qemu.close()
+  journal_files.remove(place.control, "web1")
+  place.journals.closed("web1")
+  assert place.verdicts() == ["unknown"]
+  place.rescan()
+  assert place.verdicts() == ["unknown"]
+
+
+def test_journal_that_is_elsewhere_now(place):
+  """Its directory was moved away; that is no end."""
+  place.attach()
+  place.journals.rescan([], thoroughly=True, elsewhere=True)
+  assert place.verdicts() == []
+  assert not place.journals.follows("web1")
+
+
+def touch(place, name):
+  path = place.path / name
+  path.parent.mkdir(exist_ok=True)
+  path.touch()
+  later = time.time_ns() + 10**9
+  os.utime(path, ns=(later, later))
+
+
+@pytest.mark.parametrize("sign", ["web1.kvmd", "web1.qmp", "../pid/web1"])
+def test_journal_of_an_earlier_life_does_not_speak_of_a_later_one(place, sign):
+  """That one was started by who knows nothing of journals, and crashed."""
+  qemu = place.start()
+  qemu.write(END)
+  qemu.close()
+  touch(place, sign)
+  place.rescan()
+  place.work()
+  assert place.verdicts() == ["user"]
+  assert place.count("that was an earlier life, and is not marked") == 1
+  assert not (place.path / "web1.shutdown").exists()
+  assert not place.control.has_journal("web1")
+  assert place.absent == ["web1"]
+
+
+def test_life_that_was_followed_is_not_outdated(place):
+  """However the clock was set since its sockets were made."""
+  qemu = place.attach()
+  touch(place, "web1.kvmd")
+  qemu.write(END)
+  place.end(qemu)
+  assert place.verdicts() == ["user"]
+  assert place.count("earlier life") == 0
+
+
+def test_powerdown_that_the_hypervisor_has_marked(place):
+  qemu = place.attach()
+  life = place.control.journaled_life("web1")
+  place.control.write(Mark.POWERDOWN, "web1", life)
+  time.sleep(0.01)
+  qemu.write(event("SHUTDOWN", USER))
+  place.end(qemu)
+  assert place.verdicts() == ["administrator"]
+
+
+def test_powerdown_of_another_life(place):
+  qemu = place.attach()
+  life = place.control.journaled_life("web1")
+  earlier = life._replace(born=life.born - 2)
+  (place.path / "web1.powerdown").touch()
+  os.utime(place.path / "web1.powerdown", ns=(earlier.born, earlier.born))
+  time.sleep(0.01)
+  qemu.write(event("SHUTDOWN", USER))
+  place.end(qemu)
+  assert place.verdicts() == ["user"]
+
+
+def test_trouble_is_told_once(place, monkeypatch):
+  qemu = place.start()
+  real = journal_files._open
+
+  def refuse(*_):
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "web1.journal.out")
+
+  monkeypatch.setattr(journal_files, "_open", refuse)
+  for _ in range(5):
+    place.rescan()
+  assert place.count("cannot look at its journal") == 1
+  monkeypatch.setattr(journal_files, "_open", real)
+  place.rescan()
+  assert place.journals.follows("web1")
+  qemu.write(END)
+  place.end(qemu)
+  assert place.verdicts() == ["user"]
+
+
+def test_who_has_the_commands_open_does_not_begin_another_life(place):
+  """QEMU has, and may write to them."""
+  qemu = place.attach()
+  life = place.control.journaled_life("web1")
+  commands = place.path / ("web1" + ctrldir.JOURNAL_COMMANDS)
+  commands.write_bytes(b"x" * 100)
+  os.utime(commands, (1, 1))
+  place.rescan()
+  assert place.control.journaled_life("web1") == life
+  qemu.write(END)
+  place.end(qemu)
+  assert place.verdicts() == ["user"]
+
+
+def test_life_keeps_its_date_when_it_is_condensed(place):
+  qemu = place.attach()
+  life = place.control.journaled_life("web1")
+  qemu.write(CHATTER * 3000)
+  place.rescan()
+  place.work()
+  assert (place.path / "web1.journal.digest").stat().st_size > 0
+  assert place.control.journaled_life("web1") == life
+
+
+def _mount_of(path, size):
+  forked.mount(os.fspath(path), f"size={size}")
+
+
+def _fill(path):
+  with open(path, "wb", buffering=0) as file:
+    with pytest.raises(OSError, match="No space"):
+      while True:
+        file.write(b"x" * PAGE)
