@@ -4,11 +4,14 @@
 """Where log lines go, and in what form: Ganeti's.
 
 Much of what is logged was said by a QEMU or is the name of a file. Lines are
-therefore escaped here, as a whole: none can be broken, or play with a terminal.
+therefore escaped here, as a whole, and cut where they are too long: none can
+be broken, play with a terminal, or fill a disk by itself. Where a disk is full
+nevertheless, the log says how many lines are missing as soon as it can.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -26,6 +29,9 @@ if TYPE_CHECKING:
   ]
 
 _FILE_MODE = 0o600
+
+#: Of a longer line the log has no more than so many characters.
+_MAX_LINE = 4096
 
 _PRIORITIES = {
   logging.DEBUG: syslog.LOG_DEBUG,
@@ -106,6 +112,12 @@ class _Lines(logging.Handler):
   files.
   """
 
+  def __init__(self) -> None:
+    super().__init__()
+    # Lines that could not be written since the last that could, and why.
+    self._missing = 0
+    self._trouble = ""
+
   def handle(self, record: logging.LogRecord) -> bool:
     # There are no filters, and no other threads to keep out.
     self.emit(record)
@@ -113,13 +125,38 @@ class _Lines(logging.Handler):
 
   def emit(self, record: logging.LogRecord) -> None:
     try:
-      self.write(self.format(record) + "\n")
+      line = self.format(record) + "\n"
+      if self._missing:
+        self._tell_of_missing()
+      self.write(line)
+    except OSError as err:
+      # A log that cannot be written, to a full disk say, is no reason to fail.
+      self._missing += 1
+      self._trouble = os.strerror(err.errno or errno.EIO)
     except Exception:  # noqa: BLE001, as in Python's own handlers
       self.handleError(record)
 
   def write(self, line: str) -> None:
-    """Writes a line."""
+    """Writes a line.
+
+    @raise OSError: if it could not be written, or not all of it
+
+    """
     raise NotImplementedError
+
+  def _tell_of_missing(self) -> None:
+    lines = "1 line" if self._missing == 1 else f"{self._missing} lines"
+    record = logging.getLogRecordFactory()(
+      "root",
+      logging.WARNING,
+      __file__,
+      0,
+      "%s could not be written here: %s",
+      (lines, self._trouble),
+      None,
+    )
+    self.write(self.format(record) + "\n")
+    self._missing = 0
 
 
 class _Terminal(_Lines):
@@ -141,9 +178,21 @@ class _LogFile(_Lines):
     super().__init__()
     self._path = os.path.abspath(path)
     self._descriptor = self._open()
+    # Whether the file ends within a line.
+    self._is_torn = self._ends_within_line()
 
   def write(self, line: str) -> None:
-    os.write(self._descriptor, line.encode("utf-8", "backslashreplace"))
+    data = line.encode("utf-8", "backslashreplace")
+    if self._is_torn:
+      data = b"\n" + data
+    written = 0
+    try:
+      # Where a disk becomes full the kernel takes a part, and refuses the rest.
+      while written < len(data):
+        written += os.write(self._descriptor, data[written:])
+    finally:
+      if written:
+        self._is_torn = data[written - 1 : written] != b"\n"
 
   def reopen(self) -> None:
     """Opens the file that has the path now.
@@ -163,10 +212,24 @@ class _LogFile(_Lines):
     logging.info("going on in a new log file")
     os.close(self._descriptor)
     self._descriptor = descriptor
+    self._is_torn = self._ends_within_line()
 
   def _open(self) -> int:
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
     return os.open(self._path, flags, _FILE_MODE)
+
+  def _ends_within_line(self) -> bool:
+    """Tells whether whoever wrote to it before came to the end of a line."""
+    try:
+      # No devices and pipes, which have no size.
+      size = os.fstat(self._descriptor).st_size
+      if not size:
+        return False
+      with open(self._path, "rb") as stream:
+        stream.seek(size - 1)
+        return stream.read(1) != b"\n"
+    except OSError:
+      return False
 
 
 class _Syslog(logging.Handler):
@@ -201,7 +264,6 @@ class Logs:
     if not debug:
       logging.setLogRecordFactory(_Record)
       logging._srcfile = None
-    # A log that cannot be written, to a full disk say, is no reason to fail.
     logging.raiseExceptions = False
     root = logging.getLogger()
     root.setLevel(logging.DEBUG if debug else logging.INFO)
@@ -238,6 +300,14 @@ class Logs:
 
 
 def _escape(line: str) -> str:
-  if line.isprintable():
+  """Makes any text one line that is not too long, and that can be shown."""
+  if len(line) <= _MAX_LINE and line.isprintable():
     return line
-  return line.encode("unicode_escape").decode("ascii")
+  # What is left out is not worth being escaped, which makes it longer.
+  escaped = line[:_MAX_LINE]
+  if not escaped.isprintable():
+    escaped = escaped.encode("unicode_escape").decode("ascii")
+  if len(line) <= _MAX_LINE and len(escaped) <= _MAX_LINE:
+    return escaped
+  end = f"... (cut, of {len(line)} characters)"
+  return escaped[: _MAX_LINE - len(end)] + end

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import enum
 import os
+import resource
 import signal
 import traceback
 from typing import TYPE_CHECKING
@@ -69,16 +70,17 @@ def run(function: Callable[[], None], place: Place = Place.ORDINARY) -> None:
 
 def mount_small(path: str, files: int) -> None:
   """Mounts a file system that has room for a few files."""
-  mount(path, f"nr_inodes={files + 1}")
+  _mount(path, f"nr_inodes={files + 1}")
 
 
-def mount(path: str, options: str) -> None:
-  """Mounts a file system that is in memory.
+def mount_short(path: str, pages: int) -> None:
+  """Mounts a file system that has room for a few pages of memory."""
+  _mount(path, f"size={pages * resource.getpagesize()}")
 
-  @param options: of C{tmpfs}
 
-  """
-  _check(_libc.mount(b"none", os.fsencode(path), b"tmpfs", 0, options.encode()))
+def _mount(path: str, options: str) -> None:
+  target = os.fsencode(path)
+  _check(_libc.mount(b"none", target, b"tmpfs", 0, options.encode()))
 
 
 def _enter(place: Place, parent: int) -> None:

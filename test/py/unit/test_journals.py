@@ -291,7 +291,7 @@ def test_room_for_the_last_words(tmp_path, caplog, length):
   """The file system is full to the last byte, and QEMU has something to say."""
 
   def check():
-    _mount_of(tmp_path, 1024 * 1024)
+    forked.mount_short(tmp_path, 256)
     caplog.set_level(logging.INFO)
     place = Place(tmp_path, caplog)
     qemu = place.attach()
@@ -314,7 +314,7 @@ def test_room_for_the_last_words(tmp_path, caplog, length):
 @pytest.mark.parametrize("length", [4, 16, 40, 60])
 def test_room_for_the_last_words_without_a_daemon(tmp_path, caplog, length):
   def check():
-    _mount_of(tmp_path, 1024 * 1024)
+    forked.mount_short(tmp_path, 256)
     caplog.set_level(logging.INFO)
     place = Place(tmp_path, caplog)
     qemu = place.start()
@@ -334,7 +334,7 @@ def test_room_is_made_on_a_full_file_system(tmp_path, caplog):
   """What a journal does not need any more is enough for what it needs."""
 
   def check():
-    _mount_of(tmp_path, 1024 * 1024)
+    forked.mount_short(tmp_path, 256)
     caplog.set_level(logging.INFO)
     place = Place(tmp_path, caplog)
     qemu = place.attach()
@@ -353,7 +353,7 @@ def test_room_is_made_on_a_full_file_system(tmp_path, caplog):
 
 def test_who_fills_the_file_system_loses_its_journal(tmp_path, caplog):
   def check():
-    _mount_of(tmp_path, 16 * 1024 * 1024)
+    forked.mount_short(tmp_path, 4096)
     caplog.set_level(logging.INFO)
     place = Place(tmp_path, caplog)
     quiet, greedy = place.attach("quiet"), place.attach("greedy")
@@ -529,10 +529,6 @@ def test_life_keeps_its_date_when_it_is_condensed(place):
   place.work()
   assert (place.path / "web1.journal.digest").stat().st_size > 0
   assert place.control.journaled_life("web1") == life
-
-
-def _mount_of(path, size):
-  forked.mount(os.fspath(path), f"size={size}")
 
 
 def _fill(path):

@@ -8,9 +8,11 @@ They change the whole process, and so have each a process of its own.
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import os
+import resource
 import select
 import signal
 import sys
@@ -109,7 +111,7 @@ def test_file_is_opened_anew(scratch):
   forked.run(check)
 
 
-def test_disk_is_full(scratch):
+def test_device_is_full(scratch):
   def check():
     logs = Logs("ganeti-kvmd", debug=False)
     logs.add_file("/dev/full")
@@ -117,6 +119,107 @@ def test_disk_is_full(scratch):
       logging.info("lost")
       logging.shutdown()
     assert terminal.getvalue() == ""
+
+  forked.run(check)
+
+
+@pytest.mark.parametrize("debug", [True, False])
+def test_disk_is_full_for_a_while(scratch, debug):
+  def check():
+    forked.mount_short(str(scratch), 3)
+    filler = scratch / "filler"
+    filler.write_bytes(bytes(2 * resource.getpagesize()))
+    Logs("ganeti-kvmd", debug=debug).add_file(str(scratch / "log"))
+    for number in range(100):
+      logging.info("number %d", number)
+    assert (scratch / "log").stat().st_size == resource.getpagesize()
+    # The note of what is missing is refused as well.
+    logging.info("number 100")
+    filler.unlink()
+    for number in range(101, 104):
+      logging.info("number %d", number)
+    lines = (scratch / "log").read_text().splitlines()
+    matches = [LOG_LINE.fullmatch(line) for line in lines]
+    messages = [match.group(3) if match else None for match in matches]
+    # One was begun, and is no part of the next.
+    torn = messages.index(None)
+    assert messages[:torn] == [f"number {each}" for each in range(torn)]
+    assert lines[torn][:10] == lines[0][:10]
+    missing = 101 - torn
+    assert messages[torn + 1 :] == [
+      f"{missing} lines could not be written here: No space left on device",
+      *(f"number {each}" for each in range(101, 104)),
+    ]
+    assert matches[torn + 1].group(2) == "WARNING"
+
+  forked.run(check, forked.Place.OWN_MOUNTS)
+
+
+def test_one_line_is_missing(scratch):
+  def check():
+    logs = Logs("ganeti-kvmd", debug=False)
+    logs.add_file(str(scratch / "log"))
+    with mock.patch.object(os, "write", side_effect=OSError(errno.EIO, "")):
+      logging.info("lost")
+    logging.info("kept")
+    first, second = (scratch / "log").read_text().splitlines()
+    assert "1 line could not be written here: Input/output error" in first
+    assert "kept" in second
+
+  forked.run(check)
+
+
+@pytest.mark.parametrize(
+  ("left", "lines"),
+  [("", 0), ("a whole line\n", 1), ("half a l", 1), ("a\nhalf a l", 2)],
+)
+def test_log_that_another_left_within_a_line(scratch, left, lines):
+  def check():
+    path = scratch / "log"
+    path.write_text(left)
+    logs = Logs("ganeti-kvmd", debug=False)
+    logs.add_file(str(path))
+    logging.info("one")
+    path.rename(scratch / "old")
+    path.write_text(left)
+    logs.reopen()
+    logging.info("two")
+    for name, message in ("old", "one"), ("log", "two"):
+      found = (scratch / name).read_text().split("\n")
+      assert found[:lines] == left.split("\n")[:lines]
+      assert LOG_LINE.fullmatch(found[lines]).group(3) == message
+
+  forked.run(check)
+
+
+@pytest.mark.parametrize("text", ["x", "\n", "\U0001f600", "\udcff", "é"])
+@pytest.mark.parametrize("number", [100, 3000, 4096, 1_000_000])
+def test_long_line_is_cut(text, number):
+  def check():
+    start = len(logged("")) - 1
+    line = logged("%s", text * number).rstrip("\n")
+    assert line.isprintable()
+    assert LOG_LINE.fullmatch(line)
+    end = text
+    if not text.isprintable():
+      end = text.encode("unicode_escape").decode()
+    if start + number * len(end) > 4096:
+      end = f"... (cut, of {start + number} characters)"
+      assert len(line) == 4096
+    assert line.endswith(end)
+
+  forked.run(check)
+
+
+def test_long_trace_is_cut():
+  def check():
+    with mock.patch.object(sys, "stderr", io.StringIO()) as terminal:
+      Logs("ganeti-kvmd", debug=False).add_terminal()
+      try:
+        raise ValueError("a" * 100_000)
+      except ValueError:
+        logging.exception("fault")
+    assert max(map(len, terminal.getvalue().splitlines())) == 4096
 
   forked.run(check)
 
