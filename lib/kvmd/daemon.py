@@ -31,6 +31,9 @@ _TROUBLE_INTERVAL = 1.0
 #: Seconds that what is due may have to wait for what there is to be read.
 _LONGEST_DELAY = 0.1
 
+#: Seconds in which it is said once that not all ends of processes are known.
+_REGRET_INTERVAL = 3600.0
+
 #: Every tenth rescan is thorough.
 _THOROUGH = 10
 
@@ -72,6 +75,8 @@ class Daemon:
     self._epoll = select.epoll()
     # The names of the instances by the processes of their QEMUs.
     self._processes: dict[int, str] = {}
+    # When it may be said again that the kernel did not tell of all ends.
+    self._next_regret = 0.0
     self._exits = _listen_for_exits()
     self._handlers = {self._watch.fileno(): self._look}
     if self._exits is not None:
@@ -200,12 +205,21 @@ class Daemon:
   def _report_exits(self) -> None:
     """Logs how QEMUs ended that could not say it themselves."""
     assert self._exits is not None
-    for end in self._exits.read():
+    told = self._exits.read(self._processes)
+    for end in told.exits:
       name = self._processes.pop(end.process, None)
       if name is not None:
         logging.info(
           "instance %s: its process %d %s", name, end.process, end.how
         )
+    now = time.monotonic()
+    if told.lost and now >= self._next_regret:
+      self._next_regret = now + _REGRET_INTERVAL
+      logging.warning(
+        "more processes failed at once than the kernel could tell of: of some"
+        " instances it may not be logged how their QEMU ended (the verdicts do"
+        " not depend on that)"
+      )
 
   def _follow(self) -> bool:
     """Follows the path of the control directory anew.

@@ -7,9 +7,14 @@ from __future__ import annotations
 
 import collections.abc
 import errno
+import fcntl
 import os
 import select
 import signal
+import socket
+import struct
+import subprocess
+import time
 
 import pytest
 from ganeti.kvmd import exits
@@ -65,13 +70,16 @@ def test_bad_end(end: collections.abc.Callable[[], None], how: str) -> None:
     return
   poller = select.poll()
   poller.register(listener.fileno(), select.POLLIN)
+  before = time.monotonic()
   quiet = _run(lambda: None)
   child = _run(end)
   found: list[exits.Exit] = []
   while child not in [each.process for each in found]:
     assert poller.poll(_PATIENCE_MS)
-    found += listener.read()
+    found += listener.read({child, quiet}).exits
   listener.close()
+  (ended,) = [each.ended for each in found if each.process == child]
+  assert before < ended < time.monotonic()
   ends = {each.process: each.how.split(",")[0] for each in found}
   assert ends[child] == how
   assert quiet not in ends
@@ -92,9 +100,275 @@ def test_description(status: int, for_memory: bool, how: str) -> None:
   assert exits._describe(status, for_memory=for_memory) == how
 
 
-def test_kernel_log_lines() -> None:
-  record = (
-    b"3,1234,5678,-;Memory cgroup out of memory: Killed process 4711"
-    b" (qemu-system-x86) total-vm:1kB\n"
-  )
-  assert exits._OUT_OF_MEMORY.findall(record) == [b"4711"]
+class Everyone:
+  """All processes there may be."""
+
+  def __contains__(self, process: object) -> bool:
+    return True
+
+
+class Connector:
+  """A process connector that tells what it is told to.
+
+  @ivar commands: what was sent to it
+  @ivar told: what it has to tell: ends, or errors
+
+  """
+
+  def __init__(self) -> None:
+    self.commands: list[int] = []
+    self.told: list[bytes | OSError] = []
+    self._inner, self._outer = socket.socketpair()
+
+  def end(self, process: int, status: int) -> None:
+    event = exits._EVENT.pack(
+      exits._EXIT, 0, time.monotonic_ns(), process, process, status
+    )
+    self.told.append(bytes(exits._HEADERS.size) + event + bytes(4))
+
+  def send(self, data: bytes) -> None:
+    (command,) = struct.unpack("=I", data[-4:])
+    self.commands.append(command)
+
+  def recv(self, size: int) -> bytes:
+    if not self.told:
+      raise BlockingIOError
+    told = self.told.pop(0)
+    if isinstance(told, OSError):
+      raise told
+    return told
+
+  def fileno(self) -> int:
+    return self._outer.fileno()
+
+  def close(self) -> None:
+    self.commands.append(-1)
+    self._inner.close()
+    self._outer.close()
+
+
+class KernelLog:
+  """A kernel's log, of which one record is read at a time."""
+
+  def __init__(self) -> None:
+    self.reader, self._writer = os.pipe2(os.O_DIRECT | os.O_NONBLOCK)
+    # A page for each.
+    fcntl.fcntl(self._writer, fcntl.F_SETPIPE_SZ, 64 * 4096)
+
+  def add(self, text: str, age: float = 0.0) -> None:
+    microseconds = (time.monotonic() - age) * 1e6
+    os.write(self._writer, f"3,1234,{microseconds:.0f},-;{text}\n".encode())
+
+  def kill(self, process: int, age: float = 0.0) -> None:
+    self.add(
+      f"Memory cgroup out of memory: Killed process {process}"
+      " (qemu-system-x86) total-vm:1kB",
+      age,
+    )
+
+  def close(self) -> None:
+    os.close(self._writer)
+
+
+@pytest.fixture
+def connector(monkeypatch) -> Connector:
+  made = Connector()
+  monkeypatch.setattr(exits, "_open_connector", lambda: made)
+  return made
+
+
+@pytest.fixture
+def listener(connector) -> collections.abc.Iterator[exits.Exits]:
+  before = len(os.listdir("/proc/self/fd"))
+  made = exits.Exits()
+  # This machine's own kernel has nothing to say here.
+  made._kernel_log.close()
+  made._kernel_log._descriptor = None
+  yield made
+  made.close()
+  assert len(os.listdir("/proc/self/fd")) < before
+
+
+@pytest.fixture
+def kernel_log(listener) -> collections.abc.Iterator[KernelLog]:
+  made = KernelLog()
+  listener._kernel_log._descriptor = made.reader
+  yield made
+  made.close()
+
+
+def _is_readable(listener: exits.Exits) -> bool:
+  return bool(select.select([listener], [], [], 0)[0])
+
+
+def test_listener_leaves_before_it_closes(connector):
+  """The kernel counts those who came, and makes messages while one is left."""
+  exits.Exits().close()
+  assert connector.commands == [exits._LISTEN, exits._IGNORE, -1]
+
+
+def test_only_ends_that_matter_are_told(connector, listener):
+  connector.end(11, 3 << 8)
+  connector.end(12, signal.SIGKILL)
+  connector.end(13, 4 << 8)
+  told, lost = listener.read({13})
+  assert [(each.process, each.how) for each in told] == [
+    (13, "ended with status 4")
+  ]
+  assert not lost
+
+
+def test_so_many_at_a_time(connector, listener):
+  """Processes that fail for ever do not keep the daemon for ever."""
+  for process in range(1200):
+    connector.end(process, 1 << 8)
+  numbers = [len(listener.read(Everyone()).exits) for _ in range(4)]
+  assert numbers == [512, 512, 176, 0]
+
+
+def test_what_follows_a_loss_is_told(connector, listener):
+  connector.told.append(OSError(errno.ENOBUFS, ""))
+  connector.end(11, 1 << 8)
+  connector.end(12, 1 << 8)
+  told, lost = listener.read(Everyone())
+  assert [each.process for each in told] == [11, 12]
+  assert lost
+  assert listener.read(Everyone()) == ([], False)
+
+
+def test_losses_without_end(connector, listener):
+  connector.told = [OSError(errno.ENOBUFS, "") for _ in range(600)]
+  assert listener.read(Everyone()) == ([], True)
+  assert len(connector.told) == 600 - 512
+
+
+def test_half_a_message(connector, listener):
+  connector.told.append(b"half")
+  connector.end(11, 1 << 8)
+  assert [each.process for each in listener.read(Everyone()).exits] == [11]
+
+
+def test_real_queue_has_room_for_many():
+  listener = _listen()
+  if listener is None:
+    return
+  # Eight times as many as there is room for by default.
+  script = "for number in $(seq 2048); do (exit 77); done"
+  subprocess.run(["/bin/sh", "-c", script], check=False)
+  found: list[exits.Exit] = []
+  while _is_readable(listener):
+    told = listener.read(Everyone())
+    assert len(told.exits) <= 512
+    assert not told.lost
+    found += told.exits
+  listener.close()
+  ours = [each for each in found if each.how == "ended with status 77"]
+  assert len(ours) >= 2048
+
+
+def test_real_queue_overflows():
+  listener = _listen()
+  if listener is None:
+    return
+  listener._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)
+  children = [_run(_fail) for _ in range(100)]
+  lost = 0
+  found: list[exits.Exit] = []
+  while _is_readable(listener):
+    told = listener.read(children)
+    found += told.exits
+    lost += told.lost
+  assert lost == 1
+  assert [each.process for each in found] == children[: len(found)]
+  assert 0 < len(found) < 100
+  # It hears of those that come after that.
+  last = _run(_fail)
+  assert [each.process for each in listener.read([last]).exits] == [last]
+  listener.close()
+
+
+def test_killed_for_memory(connector, listener, kernel_log):
+  kernel_log.kill(11)
+  kernel_log.kill(13)
+  connector.end(11, signal.SIGKILL)
+  connector.end(12, signal.SIGKILL)
+  told = listener.read(Everyone()).exits
+  # What was read for one counts for the next.
+  connector.end(13, signal.SIGKILL)
+  told += listener.read(Everyone()).exits
+  assert [(each.process, each.how) for each in told] == [
+    (11, "was killed by the kernel for want of memory"),
+    (12, "was killed by SIGKILL"),
+    (13, "was killed by the kernel for want of memory"),
+  ]
+
+
+def test_number_of_a_process_that_was_killed_long_ago(
+  connector, listener, kernel_log
+):
+  kernel_log.kill(11, age=4000.0)
+  kernel_log.kill(12, age=100.0)
+  for process in 11, 12:
+    connector.end(process, signal.SIGKILL)
+  told = listener.read(Everyone()).exits
+  assert [each.how for each in told] == [
+    "was killed by SIGKILL",
+    "was killed by the kernel for want of memory",
+  ]
+
+
+def test_kernel_log_is_read_on_in_the_next_turn(
+  connector, listener, kernel_log, monkeypatch
+):
+  monkeypatch.setattr(exits, "_MAX_RECORDS", 8)
+  for number in range(17):
+    kernel_log.add(f"number {number}")
+  # Nobody waits for what it says.
+  assert not _is_readable(listener)
+  kernel_log.kill(11)
+  connector.end(11, signal.SIGKILL)
+  connector.end(12, 1 << 8)
+  turns = [[each.process for each in listener.read(Everyone()).exits]]
+  while _is_readable(listener):
+    turns.append([each.process for each in listener.read(Everyone()).exits])
+  assert turns == [[12], [], [11]]
+  kernel_log.add("more")
+  assert not _is_readable(listener)
+
+
+def test_kernel_log_without_an_end(
+  connector, listener, kernel_log, monkeypatch
+):
+  monkeypatch.setattr(exits, "_MAX_RECORDS", 8)
+  monkeypatch.setattr(exits, "_PATIENCE", 0.0)
+  for number in range(17):
+    kernel_log.add(f"number {number}")
+  connector.end(11, signal.SIGKILL)
+  (told,) = listener.read(Everyone()).exits
+  assert told.how == "was killed by SIGKILL"
+
+
+def test_victims_without_end_are_not_remembered(listener, kernel_log):
+  kept = exits._MAX_VICTIMS
+  for process in range(kept + 100):
+    kernel_log.kill(process)
+    listener._kernel_log.read()
+  now = time.monotonic()
+  remembered = [
+    listener._kernel_log.has_killed(process, now)
+    for process in range(kept + 100)
+  ]
+  assert remembered == 100 * [False] + kept * [True]
+
+
+def test_real_kernel_log_is_read_to_its_end():
+  if not os.access("/dev/kmsg", os.R_OK):
+    return
+  log = exits._KernelLog()
+  assert log._descriptor is not None
+  os.lseek(log._descriptor, 0, os.SEEK_SET)
+  while not log.read():
+    pass
+  with pytest.raises(BlockingIOError):
+    os.read(log._descriptor, exits._RECORD_SIZE)
+  log.close()
