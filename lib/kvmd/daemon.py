@@ -73,8 +73,7 @@ class Daemon:
     self._next_rescan = time.monotonic()
     self._rescans = 0
     self._epoll = select.epoll()
-    # The names of the instances by the processes of their QEMUs.
-    self._processes: dict[int, str] = {}
+    self._processes = processes.Processes()
     # When it may be said again that the kernel did not tell of all ends.
     self._next_regret = 0.0
     self._exits = _listen_for_exits()
@@ -90,7 +89,7 @@ class Daemon:
       settings.rule,
       on_served=self._monitors.drop,
       on_absent=self._monitors.appear,
-      names=self._processes,
+      processes=self._processes,
     )
     self._hand_out_directory()
 
@@ -207,7 +206,7 @@ class Daemon:
     assert self._exits is not None
     told = self._exits.read(self._processes)
     for end in told.exits:
-      name = self._processes.pop(end.process, None)
+      name = self._processes.take(end.process, end.ended)
       if name is not None:
         logging.info(
           "instance %s: its process %d %s", name, end.process, end.how
@@ -275,9 +274,7 @@ class Daemon:
       (name for name in found.monitored if not self._journals.follows(name)),
       found.marked,
     )
-    for process in list(self._processes):
-      if not processes.is_alive(process):
-        del self._processes[process]
+    self._processes.sweep(time.monotonic())
     shortage = self._monitors.shortage()
     if shortage:
       self._report(shortage)

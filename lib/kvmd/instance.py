@@ -151,6 +151,11 @@ class Instance:
       self.settle(directory)
 
   @property
+  def is_over(self) -> bool:
+    """Whether the verdict was given, and not all is left as it is to be."""
+    return self._is_over
+
+  @property
   def is_remembered(self) -> bool:
     """Whether only its mark says that the guest was shut down."""
     return self._lifecycle.announced is lifecycle.REMEMBERED

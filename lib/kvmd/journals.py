@@ -34,14 +34,8 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from ganeti.kvmd import (
-  instance,
-  journal,
-  journal_files,
-  lifecycle,
-  monitor,
-  processes,
-)
+from ganeti.kvmd import instance, journal, journal_files, lifecycle, monitor
+from ganeti.kvmd.processes import is_alive
 
 if TYPE_CHECKING:
   from collections.abc import Callable, Iterable
@@ -49,6 +43,7 @@ if TYPE_CHECKING:
 
   from ganeti.kvmd.ctrldir import ControlDirectory, Life
   from ganeti.kvmd.journal_files import JournalFiles
+  from ganeti.kvmd.processes import Processes
 
 #: Seconds that a QEMU may take from making its sockets to opening its journal.
 _PATIENCE = 1.0
@@ -162,7 +157,7 @@ class Journals:
     rule: lifecycle.Rule,
     on_served: Callable[[str], None],
     on_absent: Callable[[str], None],
-    names: dict[int, str],
+    processes: Processes,
   ) -> None:
     """Follows nothing yet.
 
@@ -171,15 +166,14 @@ class Journals:
       journal
     @param on_absent: called with the name of an instance if no QEMU came to
       write its journal after all, or it is of no use
-    @param names: where to note the names of the instances by the processes
-      of their QEMUs
+    @param processes: where to note which process is which instance's
 
     """
     self.directory: Optional[ControlDirectory] = None
     self._rule = rule
     self._on_served = on_served
     self._on_absent = on_absent
-    self._names = names
+    self._processes = processes
     self._records: dict[str, _Record] = {}
     # Instances to look at and when, earliest first. An entry counts only while
     # it says the same as its record's deadline.
@@ -249,7 +243,7 @@ class Journals:
         thoroughly
         or record is None
         or record.state is not State.WRITTEN
-        or not processes.is_alive(record.instance.process)
+        or not is_alive(record.instance.process)
       ):
         self._guard(self._look, name)
       record = self._records.get(name)
@@ -386,7 +380,7 @@ class Journals:
       self._on_served(name)
     if not record.instance.process:
       record.instance.process = monitor.find_process(self.directory, name)
-      self._names[record.instance.process] = name
+      self._processes.begin(record.instance.process, name)
 
   def _read(self, name: str) -> None:
     """Reads on in a journal."""
@@ -560,6 +554,7 @@ class Journals:
     assert self.directory is not None
     assert record.life is not None
     record.reading = None
+    self._part_with(name, record)
     if not record.was_written and self.directory.is_outdated(
       name, found.written_at
     ):
@@ -628,8 +623,14 @@ class Journals:
       self._on_absent(name)
 
   def _forget(self, name: str) -> None:
-    self._records.pop(name, None)
+    record = self._records.pop(name, None)
     self._judged.discard(name)
+    if record is not None:
+      self._part_with(name, record)
+
+  def _part_with(self, name: str, record: _Record) -> None:
+    """Lets go of a process, whose number may soon be another's."""
+    self._processes.end(record.instance.process, name, time.monotonic())
 
   def _distrust(self, name: str, err: journal_files.JournalError) -> None:
     """Does without a journal that something is wrong with."""

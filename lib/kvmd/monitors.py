@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
   from ganeti.kvmd import lifecycle
   from ganeti.kvmd.ctrldir import ControlDirectory
+  from ganeti.kvmd.processes import Processes
 
 #: Seconds before the second attempt to connect; doubled for each further one.
 _FIRST_DELAY = 0.01
@@ -53,7 +54,7 @@ class Monitors:
     epoll: select.epoll,
     rule: lifecycle.Rule,
     longest_delay: float,
-    processes: dict[int, str],
+    processes: Processes,
   ) -> None:
     """Follows nothing yet.
 
@@ -61,8 +62,7 @@ class Monitors:
     @param rule: how a shutdown is judged
     @param longest_delay: after more seconds than that L{rescan} is called
       anyway
-    @param processes: where to note the names of the instances by the processes
-      of their QEMUs
+    @param processes: where to note which process is which instance's
 
     """
     self.directory: Optional[ControlDirectory] = None
@@ -191,7 +191,10 @@ class Monitors:
     if follower.instance.life is None and not self._has_room:
       self._crowded.add(name)
       return
+    process = follower.instance.process
     attempt = follower.connect(self.directory)
+    if follower.instance.is_over or follower.instance.process != process:
+      self._processes.end(process, name, time.monotonic())
     if attempt is monitor.Attempt.CONNECTED:
       self._by_descriptor[follower.fileno()] = follower
       self._epoll.register(follower.fileno(), select.EPOLLIN)
@@ -233,7 +236,7 @@ class Monitors:
     before = follower.state
     reading = follower.read(self.directory)
     if follower.state is not before:
-      self._processes[follower.instance.process] = name
+      self._processes.begin(follower.instance.process, name)
     if not follower.instance.is_settled:
       self._unsettled.add(name)
     if reading is monitor.Reading.END:

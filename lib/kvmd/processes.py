@@ -1,11 +1,110 @@
 # Copyright (C) 2026 the ganeti-kvmd developers
 # SPDX-License-Identifier: BSD-2-Clause
 
-"""Processes that are not our own."""
+"""Processes that are not our own: those of the instances' QEMUs.
+
+A process is known by its number, and as soon as it has ended that may be
+another's. So a number is forgotten when the life of its instance is over. Just
+a moment longer it counts for the kernel's word on how the process ended, which
+comes after the end of what the process had open.
+"""
 
 from __future__ import annotations
 
+import collections
 import os
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+  from typing import Optional
+
+#: Seconds from the end of a life to the end of its process: some microseconds,
+#: or more where there are many that want to run. The number is not given out
+#: again before all others were.
+_ALLOWANCE = 1.0
+
+#: So many processes of lives that are over are remembered at most.
+_MAX_OVER = 16 * 1024
+
+
+class _Over(NamedTuple):
+  """A life that is over.
+
+  @ivar name: the instance's name
+  @ivar deadline: when its process will have ended, by the monotonic clock
+
+  """
+
+  name: str
+  deadline: float
+
+
+class Processes:
+  """Which instance a process belongs to."""
+
+  def __init__(self) -> None:
+    self._names: dict[int, str] = {}
+    # By the number as well, in the order of their deadlines.
+    self._over: collections.OrderedDict[int, _Over] = collections.OrderedDict()
+
+  def __contains__(self, process: object) -> bool:
+    """Tells whether a process belongs to an instance, or did just now."""
+    return process in self._names or process in self._over
+
+  def __len__(self) -> int:
+    """Returns how many are known."""
+    return len(self._names) + len(self._over)
+
+  def begin(self, process: int, name: str) -> None:
+    """Takes note of the process of an instance.
+
+    @param process: its number; 0 for one that is not known
+    @param name: the instance's name
+
+    """
+    if process:
+      self._names[process] = name
+      self._over.pop(process, None)
+
+  def end(self, process: int, name: str, now: float) -> None:
+    """Takes note that the life of an instance is over.
+
+    @param process: the number of its process; 0 for one that is not known
+    @param name: the instance's name
+    @param now: seconds of the monotonic clock
+
+    """
+    if self._names.get(process) == name:
+      del self._names[process]
+      self._over[process] = _Over(name, now + _ALLOWANCE)
+      if len(self._over) > _MAX_OVER:
+        self._over.popitem(last=False)
+
+  def take(self, process: int, ended: float) -> Optional[str]:
+    """Takes note that a process has ended.
+
+    @param ended: when, in seconds of the monotonic clock; it does not matter
+      how long it took to hear of that
+    @return: the name of the instance that it belonged to, if any
+
+    """
+    name = self._names.pop(process, None)
+    if name is not None:
+      return name
+    over = self._over.pop(process, None)
+    return over.name if over is not None and ended <= over.deadline else None
+
+  def sweep(self, now: float) -> None:
+    """Forgets processes that ended without a word.
+
+    @param now: seconds of the monotonic clock
+
+    """
+    for process, name in list(self._names.items()):
+      if not is_alive(process):
+        self.end(process, name, now)
+    while self._over and next(iter(self._over.values())).deadline < now:
+      self._over.popitem(last=False)
 
 
 def is_alive(process: int) -> bool:

@@ -8,6 +8,7 @@ The daemon runs in the test's own thread, a turn at a time.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -15,6 +16,7 @@ import pathlib
 import re
 import resource
 import shutil
+import signal
 import socket
 import stat
 import tempfile
@@ -35,7 +37,15 @@ from fake_monitor import (
   encode,
   event,
 )
-from ganeti.kvmd import ctrldir, daemon, journal_files, journals, monitors, qmp
+from ganeti.kvmd import (
+  ctrldir,
+  daemon,
+  exits,
+  journal_files,
+  journals,
+  monitors,
+  qmp,
+)
 from ganeti.kvmd import monitor as monitor_module
 from ganeti.kvmd.lifecycle import Rule
 from histories import HISTORIES, judge
@@ -1439,6 +1449,171 @@ def test_journal_counts_as_open_when_its_closing_is_told(
   assert scene.verdict("web1") == "user"
   assert answers == []
   assert scene.has_file("web1")
+
+
+# --- How processes ended ---
+
+
+class Ends:
+  """What the kernel tells of the ends of processes, here: what a test says."""
+
+  def __init__(self):
+    self._told = []
+    self._lost = False
+    self._reader, self._writer = os.pipe()
+
+  def tell(self, *, seconds=0.0, lost=False):
+    """Tells of the end of the process of all fake monitors, which is ours.
+
+    @param seconds: how long from now it ended
+
+    """
+    ended = time.monotonic() + seconds
+    self._told.append(exits.Exit(os.getpid(), ended, "was killed by SIGKILL"))
+    self._lost = lost
+    os.write(self._writer, b"x")
+
+  def read(self, known):
+    os.read(self._reader, 100)
+    told, self._told = self._told, []
+    matter = [each for each in told if each.process in known]
+    return exits.Told(matter, self._lost)
+
+  def fileno(self):
+    return self._reader
+
+  def close(self):
+    os.close(self._reader)
+    os.close(self._writer)
+
+
+@pytest.fixture
+def ends(scene, monkeypatch):
+  made = Ends()
+  monkeypatch.setattr(daemon, "_listen_for_exits", lambda: made)
+  scene.start()
+  return made
+
+
+HOW = f"instance web1: its process {os.getpid()} was killed by SIGKILL"
+
+
+@pytest.fixture(params=["monitor", "journal"])
+def followed(scene, ends, request):
+  """An instance that is followed; it ends when it is called."""
+  if request.param == "monitor":
+    return scene.attach("web1").die
+  monitor = FakeMonitor(scene.ctrl_dir, "web1")
+  held = os.open(scene.ctrl_dir, os.O_RDONLY)
+  journal.prepare(
+    ctrldir.ControlDirectory(str(scene.ctrl_dir), held, ".kvmd"), "web1"
+  )
+  os.close(held)
+  file = (scene.ctrl_dir / "web1.journal.out").open("r+b", buffering=0)
+  file.write(encode(GREETING) + encode({"return": {}}))
+  scene.says("instance web1: its QEMU keeps a journal")
+
+  def end():
+    monitor.die()
+    file.close()
+
+  return end
+
+
+@pytest.mark.parametrize("told_first", [True, False])
+def test_how_its_process_ended_is_logged(scene, ends, followed, told_first):
+  if told_first:
+    ends.tell()
+    scene.turn()
+  followed()
+  assert scene.verdict("web1") == "killed or crashed"
+  if not told_first:
+    ends.tell()
+  scene.says(HOW)
+  # Whoever gets the number next is none of ours.
+  ends.tell()
+  scene.turn()
+  assert scene.count("its process") == 1
+
+
+def test_number_of_a_process_that_ended_well_is_given_out_again(
+  scene, ends, followed
+):
+  followed()
+  scene.verdict("web1")
+  ends.tell(seconds=1.5)
+  scene.turn()
+  assert scene.count("its process") == 0
+
+
+def test_number_is_given_out_again_while_the_mark_cannot_be_removed(
+  scene, ends, monkeypatch
+):
+  qemu = scene.attach("web1")
+  scene.file("web1").touch()
+  unlink = mock.Mock(side_effect=OSError(errno.EROFS, "Read-only", "file"))
+  monkeypatch.setattr(os, "unlink", unlink)
+  qemu.die()
+  scene.verdict("web1")
+  monkeypatch.undo()
+  ends.tell(seconds=1.5)
+  scene.turn()
+  assert scene.count("its process") == 0
+
+
+def test_instance_that_is_started_anew_at_once(scene, ends):
+  scene.attach("web1").die()
+  second = scene.attach("web1")
+  ends.tell()
+  scene.says(HOW)
+  second.die()
+  scene.verdict("web1", 2)
+
+
+def test_loss_of_ends_is_told_once(scene, ends):
+  for _ in range(3):
+    ends.tell(lost=True)
+    scene.turn()
+  assert scene.count("more processes failed at once") == 1
+
+
+def play_qemu(directory, name):
+  """Does what a QEMU does, in a process of its own.
+
+  @return: its number
+
+  """
+  child = os.fork()
+  if child:
+    return child
+  try:
+    # Whatever becomes of the test, it ends.
+    signal.alarm(30)
+    monitor = FakeMonitor(directory, name)
+    while (connection := monitor.accept()) is None:
+      time.sleep(0.01)
+    connection.greet()
+    while not connection.receive():
+      time.sleep(0.01)
+    connection.answer()
+    signal.pause()
+  finally:
+    os._exit(1)
+
+
+def test_real_process_is_killed(scene, monkeypatch):
+  monkeypatch.undo()
+  scene.start()
+  says_how = not scene.count("cannot learn how QEMUs end")
+  child = play_qemu(scene.ctrl_dir, "web1")
+  scene.says(f"instance web1: attached to QEMU {VERSION}, process {child}")
+  os.kill(child, signal.SIGKILL)
+  os.waitpid(child, 0)
+  assert scene.verdict("web1") == "killed or crashed"
+  how = f"instance web1: its process {child} was killed by SIGKILL"
+  if says_how:
+    scene.says(how)
+  assert scene.count("its process") == says_how
 
 
 # --- Anything at all ---

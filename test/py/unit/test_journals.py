@@ -17,6 +17,7 @@ import pytest
 from fake_monitor import GREETING, USER, FakeMonitor, encode, event
 from ganeti.kvmd import ctrldir, journal, journal_files, journals, lifecycle
 from ganeti.kvmd.ctrldir import Mark
+from ganeti.kvmd.processes import Processes
 
 BEGINNING = encode(GREETING) + encode({"return": {}})
 END = event("SHUTDOWN", USER)
@@ -55,7 +56,7 @@ class Place:
     self.path = path
     self.served = []
     self.absent = []
-    self.names = {}
+    self.processes = Processes()
     self.begin()
 
   def begin(self):
@@ -64,7 +65,7 @@ class Place:
       lifecycle.Rule.CAUSE,
       on_served=self.served.append,
       on_absent=self.absent.append,
-      names=self.names,
+      processes=self.processes,
     )
     self.journals.directory = self.control
 
@@ -398,7 +399,7 @@ def test_life_that_was_not_seen_to_begin(place):
   """The daemon was stopped: both have a verdict, and the right process."""
   first = place.attach()
   place.journals._records["web1"].instance.process = 7
-  place.names[7] = "web1"
+  place.processes.begin(7, "web1")
   first.close()
   monitor = FakeMonitor(place.path, "web1")
   second = place.start()
@@ -406,7 +407,9 @@ def test_life_that_was_not_seen_to_begin(place):
   place.journals.appear("web1")
   assert place.verdicts() == ["unknown"]
   assert place.count("removed before it could be read") == 1
-  assert place.names[os.getpid()] == "web1"
+  now = time.monotonic()
+  assert place.processes.take(7, now + 9) is None
+  assert place.processes.take(os.getpid(), now) == "web1"
   assert place.served == ["web1", "web1"]
   second.write(END)
   place.end(second)

@@ -1,0 +1,150 @@
+# Copyright (C) 2026 the ganeti-kvmd developers
+# SPDX-License-Identifier: BSD-2-Clause
+
+"""Which instance a process belongs to, and for how long."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from ganeti.kvmd import processes
+from ganeti.kvmd.processes import Processes, is_alive
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+NOW = 1000.0
+
+
+def gone() -> int:
+  """Returns the number of a process that has ended."""
+  child = os.fork()
+  if not child:
+    os._exit(0)
+  os.waitpid(child, 0)
+  return child
+
+
+@pytest.mark.parametrize("ended", [NOW - 50.0, NOW, NOW + 0.9])
+def test_end_that_is_told_after_the_life_is_over(ended):
+  known = Processes()
+  known.begin(11, "web1")
+  known.end(11, "web1", NOW)
+  assert 11 in known
+  assert known.take(11, ended) == "web1"
+  assert 11 not in known
+  assert known.take(11, ended) is None
+
+
+def test_end_that_is_told_before_the_life_is_over():
+  known = Processes()
+  known.begin(11, "web1")
+  assert known.take(11, NOW) == "web1"
+  known.end(11, "web1", NOW)
+  assert len(known) == 0
+
+
+def test_number_is_that_of_another_process():
+  """One ends well, which nobody tells; one that gets its number does not."""
+  known = Processes()
+  known.begin(11, "web1")
+  known.end(11, "web1", NOW)
+  assert known.take(11, NOW + 1.1) is None
+
+
+def test_number_is_that_of_another_instance():
+  known = Processes()
+  known.begin(11, "web1")
+  known.end(11, "web1", NOW)
+  known.begin(11, "web2")
+  # Whoever has it no longer cannot take it from who has.
+  known.end(11, "web1", NOW)
+  assert known.take(11, NOW + 100.0) == "web2"
+
+
+def test_process_that_is_not_known():
+  known = Processes()
+  known.begin(0, "web1")
+  known.end(0, "web1", NOW)
+  known.end(11, "web1", NOW)
+  assert 0 not in known
+  assert len(known) == 0
+
+
+def test_processes_that_end_without_a_word_are_forgotten():
+  known = Processes()
+  child = gone()
+  known.begin(child, "web1")
+  known.begin(os.getpid(), "web2")
+  known.sweep(NOW)
+  # The kernel may tell of it any moment.
+  assert child in known
+  known.sweep(NOW + 2.0)
+  assert child not in known
+  assert os.getpid() in known
+
+
+def test_lives_without_end_are_not_remembered(monkeypatch):
+  monkeypatch.setattr(processes, "_MAX_OVER", 100)
+  known = Processes()
+  for number in range(1, 1000):
+    known.begin(number, "web1")
+    known.end(number, "web1", NOW)
+  assert len(known) == 100
+  assert known.take(999, NOW) == "web1"
+
+
+def test_is_alive():
+  assert is_alive(os.getpid())
+  assert is_alive(1)
+  assert not is_alive(gone())
+  assert not is_alive(0)
+
+
+class AnyHistory(RuleBasedStateMachine):
+  """Numbers that come and go, against a list of all that happened."""
+
+  def __init__(self):
+    super().__init__()
+    self.known = Processes()
+    self.now = NOW
+    self.lives = {}
+
+  numbers = st.integers(2**30, 2**30 + 2)
+  names = st.sampled_from(["web1", "web2"])
+
+  @rule(seconds=st.floats(0.0, 2.0))
+  def wait(self, seconds):
+    self.now += seconds
+
+  @rule(number=numbers, name=names)
+  def begin(self, number, name):
+    self.known.begin(number, name)
+    self.lives[number] = (name, float("inf"))
+
+  @rule(number=numbers, name=names)
+  def end(self, number, name):
+    self.known.end(number, name, self.now)
+    if self.lives.get(number) == (name, float("inf")):
+      self.lives[number] = (name, self.now)
+
+  @rule(number=numbers)
+  def take(self, number):
+    name, over = self.lives.pop(number, (None, 0.0))
+    is_counted = name is not None and self.now <= over + 1.0
+    expected = name if is_counted else None
+    assert self.known.take(number, self.now) == expected
+
+  @rule()
+  def sweep(self):
+    # There are no processes of such numbers.
+    self.known.sweep(self.now)
+    for number, (name, over) in list(self.lives.items()):
+      self.lives[number] = (name, min(over, self.now))
+
+  @invariant()
+  def is_bounded(self):
+    assert len(self.known) <= len(self.lives)
+
+
+TestAnyHistory = AnyHistory.TestCase
