@@ -171,7 +171,12 @@ class Schedule:
   steps: tuple[Step, ...]
 
   def save(self, path: pathlib.Path) -> None:
-    """Write it to a file, one step a line."""
+    """Write it to a file, one step a line.
+
+    The steps are written out, so that the file means the same when there are
+    more kinds of them.
+
+    """
     header = {
       "title": self.title,
       "in_memory": self.in_memory,
@@ -192,11 +197,13 @@ def load(path: pathlib.Path) -> Schedule:
 
 
 def _to_data(step: Step) -> dict[str, typing.Any]:
-  data = {
-    key: value.value if isinstance(value, enum.Enum) else value
-    for key, value in vars(step).items()
-  }
-  return {"step": type(step).__name__, **data}
+  """Tells in what a step differs from the plainest of its kind."""
+  data = {"step": type(step).__name__}
+  for field in dataclasses.fields(step):
+    value = getattr(step, field.name)
+    if value != field.default:
+      data[field.name] = value.value if isinstance(value, enum.Enum) else value
+  return data
 
 
 def _from_data(data: dict[str, typing.Any]) -> Step:
