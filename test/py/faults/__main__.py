@@ -49,7 +49,7 @@ def _parse() -> argparse.Namespace:
   )
   parser.add_argument(
     "--replay",
-    type=pathlib.Path,
+    type=_load,
     metavar="FILE",
     help="play a schedule that was saved when it failed",
   )
@@ -62,11 +62,21 @@ def _parse() -> argparse.Namespace:
   return parser.parse_args()
 
 
+def _load(path: str) -> steps.Schedule:
+  try:
+    return steps.load(pathlib.Path(path))
+  except OSError as err:
+    reason = err.strerror
+  except ValueError as err:
+    reason = str(err)
+  raise argparse.ArgumentTypeError(f"cannot play {path}: {reason}")
+
+
 def _schedules(
   options: argparse.Namespace,
 ) -> collections.abc.Iterator[steps.Schedule]:
   if options.replay is not None:
-    yield steps.load(options.replay)
+    yield options.replay
     return
   seed = options.seed
   if seed is None:

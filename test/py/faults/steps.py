@@ -191,9 +191,22 @@ class Schedule:
 
 
 def load(path: pathlib.Path) -> Schedule:
-  """Reads what L{Schedule.save} wrote."""
-  header, *lines = map(json.loads, path.read_text().splitlines())
-  return Schedule(steps=tuple(map(_from_data, lines)), **header)
+  """Reads what L{Schedule.save} wrote.
+
+  @raise OSError: if the file cannot be read
+  @raise ValueError: if something else is in it; the text says in which line
+
+  """
+  header, *lines = path.read_text().splitlines() or [""]
+  number = 1
+  try:
+    empty = Schedule(steps=(), **json.loads(header))
+    steps = []
+    for number, line in enumerate(lines, 2):  # noqa: B007
+      steps.append(_from_data(json.loads(line)))
+  except (ValueError, TypeError, KeyError, AttributeError) as err:
+    raise ValueError(f"line {number} is not of a schedule: {err}") from err
+  return empty.part(steps)
 
 
 def _to_data(step: Step) -> dict[str, typing.Any]:

@@ -10,7 +10,7 @@ import os
 import pathlib
 import signal
 import subprocess
-import sys
+import typing
 
 import forked
 import pytest
@@ -65,6 +65,57 @@ def test_same_seed_same_schedule(scratch: pathlib.Path) -> None:
     assert made[0] == made[1] != made[2]
     made[0].save(scratch / "saved")
     assert steps.load(scratch / "saved") == made[0]
+
+
+_COMMAND = pathlib.Path(__file__).parents[3] / "devel" / "faults"
+
+
+def _replay(scratch: pathlib.Path, path: str) -> tuple[int, str]:
+  """Plays a schedule as a developer does who stands in a directory.
+
+  @return: the exit status, and all that was said
+
+  """
+  said = scratch / "said"
+
+  def play() -> None:
+    with open(said, "wb") as stream:
+      status = subprocess.call(
+        [_COMMAND, "--replay", path], cwd=scratch, stdout=stream, stderr=stream
+      )
+    (scratch / "status").write_text(str(status))
+
+  # Root, as the command wants it, whoever plays the tests
+  forked.run(play, forked.Place.OWN_MOUNTS)
+  return int((scratch / "status").read_text()), said.read_text()
+
+
+def test_replay_takes_a_path_from_where_one_stands(
+  scratch: pathlib.Path,
+) -> None:
+  schedule = steps.Schedule("nothing", False, 60.0, (steps.Pause(1),))
+  schedule.save(scratch / "nothing.json")
+  status, said = _replay(scratch, "nothing.json")
+  assert (status, "nothing: ok" in said) == (0, True), said
+
+
+@pytest.mark.parametrize(
+  ("content", "reason"),
+  [
+    (None, "No such file or directory"),
+    ("", "line 1 is not of a schedule"),
+    ("{}", "line 1 is not of a schedule"),
+    ('{"title": "", "in_memory": false, "rescan_interval": 1}\n{}', "line 2"),
+  ],
+)
+def test_what_cannot_be_replayed(
+  scratch: pathlib.Path, content: typing.Optional[str], reason: str
+) -> None:
+  if content is not None:
+    (scratch / "broken.json").write_text(content)
+  status, said = _replay(scratch, "broken.json")
+  assert (status, reason in said) == (2, True), said
+  assert "Traceback" not in said
 
 
 def _fails(
@@ -138,9 +189,8 @@ def test_oracle_explains_verdicts_in_order() -> None:
 
 def test_killed_suite_leaves_nothing(scratch: pathlib.Path) -> None:
   playing = subprocess.Popen(
-    [sys.executable, "-B", "-m", "faults", "--seed=1", "--profile=kills"],
-    cwd=pathlib.Path(__file__).parents[1],
-    env={**os.environ, "TMPDIR": str(scratch), "PYTHONPATH": _BUILD},
+    [_COMMAND, "--seed=1", "--profile=kills"],
+    env={**os.environ, "TMPDIR": str(scratch)},
     stdout=subprocess.DEVNULL,
   )
   try:
@@ -154,9 +204,6 @@ def test_killed_suite_leaves_nothing(scratch: pathlib.Path) -> None:
     lambda: not _users_of(scratch) and not any(scratch.iterdir()),
     "everything to be gone",
   )
-
-
-_BUILD = os.environ["GANETI_KVMD_BUILD"]
 
 
 def _users_of(path: pathlib.Path) -> list[str]:
