@@ -64,12 +64,6 @@ _MEANINGS = {
   ),
 }
 
-#: The end of a QEMU that nobody could listen to.
-_UNHEARD = lifecycle.Outcome(
-  lifecycle.Verdict.UNKNOWN,
-  "nothing was heard of it: another client held its monitor, or it hung",
-)
-
 
 class Instance:
   """An instance as the daemon knows it.
@@ -85,12 +79,12 @@ class Instance:
   __slots__ = (
     "_changes",
     "_complaint",
+    "_is_attached",
     "_is_over",
     "_lifecycle",
     "_marked",
     "_rule",
     "_started",
-    "_was_met",
     "is_settled",
     "life",
     "may_be_marked",
@@ -109,8 +103,10 @@ class Instance:
     """Follows another life from now on, and forgets the one before."""
     self.life = life
     self._lifecycle = lifecycle.Lifecycle(self._rule)
-    # When QEMU was started, by the monotonic clock; None until attached.
+    # When QEMU was started, by the monotonic clock; None until one was met.
     self._started: Optional[float] = None
+    # Its events have arrived, from whenever on.
+    self._is_attached = False
     # How the marks were found or left: there, or not. A mark that is not in
     # it was not touched yet.
     self._marked: dict[Mark, bool] = {}
@@ -121,12 +117,12 @@ class Instance:
     self._changes = 0
     # The verdict was given. What is left to do is to deliver it.
     self._is_over = False
-    # A QEMU took our connection, whether or not it ever said something.
-    self._was_met = False
 
   def meet(self) -> None:
-    """Takes note that a QEMU of this life runs, and may say something."""
-    self._was_met = True
+    """Takes note that there is a QEMU, though it has said nothing yet."""
+    if self._started is None:
+      assert self.life is not None
+      self._started = _begin_of(self.life)
 
   def attach(
     self, version: str, process: int, directory: Optional[ControlDirectory]
@@ -140,13 +136,13 @@ class Instance:
     """
     self._complaint = ""
     self.process = process
-    if self._started is not None:
+    if self._is_attached:
       self.log("attached to QEMU %s again", version)
       return
-    assert self.life is not None
-    self._started = _begin_of(self.life)
+    self._is_attached = True
+    self.meet()
     self.log("attached to QEMU %s, process %d", version, process)
-    if directory is not None and self.may_be_marked:
+    if directory is not None and self.life and self.may_be_marked:
       self._take_over(directory, self.life)
       self.settle(directory)
 
@@ -198,21 +194,19 @@ class Instance:
     """
     self._lifecycle = state
     self._started = time.monotonic() - max(0.0, seconds)
+    self._is_attached = True
     self.end(directory)
 
   def end(self, directory: Optional[ControlDirectory]) -> None:
-    """Gives the verdict, if a QEMU of this life was ever met."""
-    if self._is_over:
+    """Gives the verdict, if there was a QEMU."""
+    if self._started is None or self._is_over:
       return
-    if self._started is None:
-      if not self._was_met:
-        return
+    if not self._is_attached:
       self._end_unheard(directory)
-    assert self._started is not None
     outcome = self._lifecycle.outcome
     seconds = time.monotonic() - self._started
     self._is_over = True
-    if outcome.verdict is not lifecycle.Verdict.USER:
+    if self._is_attached and outcome.verdict is not lifecycle.Verdict.USER:
       # Whoever made it: a file that is there now would say something wrong.
       self._marked.pop(Mark.SHUTDOWN, None)
     self._marked.pop(Mark.POWERDOWN, None)
@@ -224,15 +218,6 @@ class Instance:
       outcome.cause,
       seconds,
     )
-
-  def _end_unheard(self, directory: Optional[ControlDirectory]) -> None:
-    """Finds out what there is to know of a QEMU that never answered."""
-    assert self.life is not None
-    self._started = _begin_of(self.life)
-    if directory is not None:
-      self._take_over(directory, self.life)
-    if self._lifecycle.announced is None:
-      self._lifecycle.announced = _UNHEARD
 
   def settle(self, directory: Optional[ControlDirectory]) -> None:
     """Brings the marks in line with what is known.
@@ -298,6 +283,19 @@ class Instance:
         continue
       if is_wanted is not done:
         yield mark, is_wanted
+
+  def _end_unheard(self, directory: Optional[ControlDirectory]) -> None:
+    """Finds out what is known of a life that never said anything.
+
+    An earlier daemon may have heard that its user ended it: its file tells, and
+    where that cannot be looked at, it is left alone.
+
+    """
+    self._lifecycle.announced = lifecycle.UNHEARD
+    if directory is not None and self.life is not None:
+      self._take_over(directory, self.life)
+    if self._marked.setdefault(Mark.SHUTDOWN, False):
+      self._lifecycle.announced = lifecycle.REMEMBERED
 
   def _take_over(self, directory: ControlDirectory, life: Life) -> None:
     """Finds out what marks mean that are there already, or removes them."""

@@ -105,6 +105,9 @@ UNANNOUNCED = Outcome(Verdict.KILLED, "no SHUTDOWN")
 #: A user's shutdown that is known from its file only.
 REMEMBERED = Outcome(Verdict.USER, "announced before this daemon attached")
 
+#: The end of a QEMU process that nobody listened to.
+UNHEARD = Outcome(Verdict.UNKNOWN, "ended before the daemon was attached")
+
 
 class Lifecycle:
   """What is known of the guest of one QEMU process.

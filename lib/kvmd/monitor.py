@@ -171,6 +171,7 @@ class Monitor:
       instance.end(directory)
       return Attempt.FAILED
     except BlockingIOError:
+      instance.meet()
       instance.complain("more clients wait for its monitor than it takes")
       return Attempt.FAILED
     except OSError as err:

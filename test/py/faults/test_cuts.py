@@ -149,7 +149,7 @@ def test_ends_in_the_middle(stage: Stage) -> None:
 
 
 def test_ends_in_the_handshake(stage: Stage) -> None:
-  """Of who never spoke nothing is known, and nobody else is harmed."""
+  """That is known of who never spoke, and nobody else is harmed."""
   daemon = stage.daemon()
   guests = _guests(stage, "cut", len(_HANDSHAKE) - _LINE_END)
   for cut, guest in enumerate(guests):
@@ -160,7 +160,9 @@ def test_ends_in_the_handshake(stage: Stage) -> None:
     guest.die()
   _catch_up(stage, daemon, "last")
   assert daemon.wait_verdict("last") == endings.KILLED
-  assert not any(daemon.verdicts(guest.name) for guest in guests)
+  for guest in guests:
+    assert daemon.wait_verdict(guest.name) == endings.UNHEARD
+    assert len(daemon.verdicts(guest.name)) == 1
   assert not list(stage.ctrl_dir.glob("*.shutdown"))
 
 

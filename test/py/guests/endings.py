@@ -29,6 +29,7 @@ HOST_RESET = Verdict("administrator", "host-qmp-system-reset")
 REBOOT = Verdict("guest reboot", "guest-reset")
 PANIC = Verdict("guest panic", "guest-panic")
 KILLED = Verdict("killed or crashed", "no SHUTDOWN")
+UNHEARD = Verdict("unknown", "ended before the daemon was attached")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -314,29 +314,79 @@ def test_monitor_that_does_not_greet(scene, monkeypatch, accepts):
 
 
 @pytest.mark.parametrize(
-  ("age", "expected"), [(-9, "unknown"), (9, "user")], ids=["before", "after"]
+  "greets", [True, False], ids=["greets", "does not greet"]
 )
-def test_end_of_an_instance_that_never_greeted(scene, age, expected):
-  """There is a line about it; what was known of that life still counts."""
+@pytest.mark.parametrize(
+  ("age", "verdict"),
+  [(None, "unknown"), (1, "unknown"), (-1, "user")],
+  ids=["no file", "file of an earlier life", "file of this life"],
+)
+@pytest.mark.parametrize("leaves_socket", [True, False])
+def test_end_of_an_instance_that_was_never_attached(
+  scene, greets, age, verdict, leaves_socket
+):
   monitor = FakeMonitor(scene.ctrl_dir, "web1")
-  scene.accept(monitor)
-  scene.file("web1").touch()
-  date = time.time() + age
-  os.utime(scene.file("web1"), (date, date))
-  monitor.quit()
-  assert scene.verdict("web1") == expected
-  scene.fence()
-  assert scene.verdicts("web1") == [expected]
-  assert scene.has_file("web1") is (expected == "user")
-
-
-def test_instance_that_had_ended_before(scene):
-  """Its socket is left; whether it was judged then is not known."""
-  scene.stop()
-  FakeMonitor(scene.ctrl_dir, "web1").die()
-  scene.start()
+  connection = scene.accept(monitor)
+  if greets:
+    connection.greet()
+  if age is not None:
+    stale(scene, monitor, age=age)
   scene.fence()
   assert scene.verdicts("web1") == []
+  if leaves_socket:
+    monitor.die()
+  else:
+    monitor.quit()
+  assert scene.verdict("web1") == verdict
+  assert scene.has_file("web1") is (verdict == "user")
+  # Once, however often the socket that stays is tried.
+  scene.start(rescan_interval=0.01)
+  for _ in range(3):
+    scene.fence()
+  assert scene.verdicts("web1") == [verdict]
+  assert scene.has_file("web1") is (verdict == "user")
+
+
+def test_end_while_another_client_holds_the_monitor(scene):
+  monitor = FakeMonitor(scene.ctrl_dir, "web1", listens=False, backlog=0)
+  monitor.listen()
+  other = socket.socket(socket.AF_UNIX)
+  other.connect(str(monitor.path))
+  scene.says("clients")
+  monitor.quit()
+  other.close()
+  assert scene.verdict("web1") == "unknown"
+  scene.fence()
+  assert scene.verdicts("web1") == ["unknown"]
+
+
+def test_end_before_the_next_is_started(scene):
+  """Which life it was is known, if nothing else is."""
+  old = FakeMonitor(scene.ctrl_dir, "web1")
+  scene.accept(old)
+  old.die()
+  new = scene.attach("web1")
+  new.event("SHUTDOWN", USER)
+  new.quit()
+  assert scene.verdict("web1", 2) == "user"
+  assert scene.verdicts("web1") == ["unknown", "user"]
+
+
+def test_directory_is_away_when_one_ends_that_was_never_attached(
+  scene, scratch
+):
+  monitor = FakeMonitor(scene.ctrl_dir, "web1")
+  scene.accept(monitor)
+  stale(scene, monitor, age=-1)
+  scene.ctrl_dir.rename(scratch / "away")
+  monitor.die()
+  assert scene.verdict("web1") == "unknown"
+  # That its user ended it may be right, and is left to be read.
+  (scratch / "away").rename(scene.ctrl_dir)
+  for _ in range(3):
+    scene.fence()
+  assert scene.verdicts("web1") == ["unknown"]
+  assert scene.has_file("web1")
 
 
 def test_monitor_that_greets_and_hangs(scene, monkeypatch):
@@ -1004,9 +1054,9 @@ def test_powerdown_of_an_earlier_life_is_forgotten(scene):
   new = scene.attach("web1")
   new.event("SHUTDOWN", USER)
   new.quit()
-  # The daemon had come to the former, which never answered.
-  assert scene.verdict("web1") == "unknown"
+  # The daemon was not attached to the old one.
   assert scene.verdict("web1", 2) == "user"
+  assert scene.verdicts("web1") == ["unknown", "user"]
   scene.fence()
   assert os.listdir(scene.ctrl_dir) == ["web1.shutdown"]
 
