@@ -8,13 +8,20 @@ killed, its directory vanishes, its disk fills up. Each verdict is compared
 with what was done to the guest.
 
 - L{steps}: what there is to do, as data, and schedules of it
-- L{world}: plays a schedule
+- L{chance}: makes schedules
+- L{world}: plays a schedule: guests live and die
+- L{troubles}: what befalls the daemon and the node meanwhile
+- L{place}: the control directory, and what becomes of it
 - L{fake_qemu}, L{real_qemu}: the guests
 - L{daemons}: the daemon, killed and started over and over
 - L{disk}: a disk that can be filled up
 - L{node}: what Ganeti's hypervisor does and sees
 - L{oracle}: what the right verdicts are, and what else may be forgiven
-- L{suite}: many schedules, and making a failed one short
+- L{checks}: compares all that can be seen with that
+- L{tally}: what was played, in numbers
+- L{suite}: plays a schedule on its own, and makes a failed one short
+
+In C{saved} are schedules that failed once, and such as chance does not make.
 
 C{devel/faults} runs it for as long as one likes.
 

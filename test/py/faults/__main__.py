@@ -16,8 +16,8 @@ import time
 
 from guests import lifetime
 
-from faults import disk, steps, suite
-from faults.world import Tally
+from faults import chance, disk, steps, suite
+from faults.tally import Tally
 
 _MINIMISING = 300.0
 
@@ -40,7 +40,7 @@ def _parse() -> argparse.Namespace:
   )
   parser.add_argument(
     "--profile",
-    choices=[*steps.PROFILES, "both"],
+    choices=[*chance.PROFILES, "both"],
     default="both",
     help="whatever there is, or nothing but kills of the daemon [both]",
   )
@@ -84,9 +84,9 @@ def _schedules(
   print(f"seed {seed}", flush=True)
   numbers = itertools.count() if options.number is None else [options.number]
   for number in numbers:
-    for profile in steps.PROFILES.values():
+    for profile in chance.PROFILES.values():
       if options.profile in (profile.name, "both"):
-        yield steps.make(seed, number, profile)
+        yield chance.make(seed, number, profile)
 
 
 def _save(schedule: steps.Schedule) -> pathlib.Path:

@@ -14,7 +14,8 @@ import shutil
 import time
 
 from faults.steps import Check, Schedule, Step
-from faults.world import Tally, World
+from faults.tally import Tally
+from faults.world import World
 
 #: As many of the daemon's last lines are shown with a failure.
 _LAST_LINES = 40

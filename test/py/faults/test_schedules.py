@@ -16,14 +16,14 @@ import forked
 import pytest
 from guests import lifetime
 
-from faults import oracle, steps, suite, world
+from faults import chance, checks, oracle, steps, suite
 from faults.oracle import Life
 from faults.steps import Deed, Source
 
 _SEED = 1
 
 #: Schedules that failed once, or that no chance would make
-_SAVED = sorted((pathlib.Path(__file__).parent / "schedules").iterdir())
+_SAVED = sorted((pathlib.Path(__file__).parent / "saved").iterdir())
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ _SAVED = sorted((pathlib.Path(__file__).parent / "schedules").iterdir())
   [*[("everything", number) for number in range(3)], ("kills", 0)],
 )
 def test_schedule(scratch: pathlib.Path, profile: str, number: int) -> None:
-  schedule = steps.make(_SEED, number, steps.PROFILES[profile])
+  schedule = chance.make(_SEED, number, chance.PROFILES[profile])
   _play(
     schedule, scratch, f"--seed {_SEED} --profile {profile} --number {number}"
   )
@@ -60,8 +60,8 @@ def _discard(_: object) -> None:
 
 
 def test_same_seed_same_schedule(scratch: pathlib.Path) -> None:
-  for profile in steps.PROFILES.values():
-    made = [steps.make(seed, 3, profile) for seed in (1, 1, 2)]
+  for profile in chance.PROFILES.values():
+    made = [chance.make(seed, 3, profile) for seed in (1, 1, 2)]
     assert made[0] == made[1] != made[2]
     made[0].save(scratch / "saved")
     assert steps.load(scratch / "saved") == made[0]
@@ -121,10 +121,10 @@ def test_what_cannot_be_replayed(
 def _fails(
   scratch: pathlib.Path, *options: str
 ) -> collections.abc.Callable[[], None]:
-  schedule = steps.make(_SEED, 0, steps.KILLS)
+  schedule = chance.make(_SEED, 0, chance.KILLS)
 
   def play() -> None:
-    world.PATIENCE = 3.0
+    checks.PATIENCE = 3.0
     with pytest.raises(suite.FailedError) as caught:
       suite.play(schedule, scratch, *options)
     (scratch / "reason").write_text(caught.value.reason)
