@@ -1555,7 +1555,7 @@ def followed(scene, ends, request):
     return scene.attach("web1").die
   monitor = FakeMonitor(scene.ctrl_dir, "web1")
   held = os.open(scene.ctrl_dir, os.O_RDONLY)
-  journal.prepare(
+  journal_files.prepare(
     ctrldir.ControlDirectory(str(scene.ctrl_dir), held, ".kvmd"), "web1"
   )
   os.close(held)
