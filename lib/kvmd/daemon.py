@@ -16,7 +16,15 @@ import signal
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from ganeti.kvmd import ctrldir, exits, journals, monitors, processes, watch
+from ganeti.kvmd import (
+  ctrldir,
+  exits,
+  journals,
+  monitors,
+  processes,
+  quota,
+  watch,
+)
 
 if TYPE_CHECKING:
   from collections.abc import Callable
@@ -74,6 +82,7 @@ class Daemon:
     self._rescans = 0
     self._epoll = select.epoll()
     self._processes = processes.Processes()
+    self._quota = quota.Quota()
     # When it may be said again that the kernel did not tell of all ends.
     self._next_regret = 0.0
     self._exits = _listen_for_exits()
@@ -83,18 +92,24 @@ class Daemon:
     for descriptor in self._handlers:
       self._epoll.register(descriptor, select.EPOLLIN)
     self._monitors = monitors.Monitors(
-      self._epoll, settings.rule, settings.rescan_interval, self._processes
+      self._epoll,
+      settings.rule,
+      settings.rescan_interval,
+      self._processes,
+      self._quota,
     )
     self._journals = journals.Journals(
       settings.rule,
       on_served=self._monitors.drop,
       on_absent=self._monitors.appear,
       processes=self._processes,
+      quota=self._quota,
     )
     self._hand_out_directory()
 
   def close(self) -> None:
     """Lets go of everything, without a verdict on anybody."""
+    self._sum_up(float("inf"))
     self._monitors.close()
     if self._exits is not None:
       self._exits.close()
@@ -132,7 +147,12 @@ class Daemon:
     @param limit: the longest to wait, in seconds; None for any time
 
     """
-    due = min(self._next_rescan, self._monitors.due, self._journals.due)
+    due = min(
+      self._next_rescan,
+      self._monitors.due,
+      self._journals.due,
+      self._quota.due,
+    )
     wait = max(0.0, due - time.monotonic())
     if limit is not None:
       wait = min(wait, limit)
@@ -157,6 +177,8 @@ class Daemon:
       self._attempt(self._look_again)
     self._monitors.run_timers(now)
     self._journals.run_timers(now)
+    if now >= self._quota.due:
+      self._sum_up(now)
 
   def _attempt(self, act: Callable[[], None]) -> None:
     """Does something of which no fault may end the daemon."""
@@ -207,7 +229,7 @@ class Daemon:
     told = self._exits.read(self._processes)
     for end in told.exits:
       name = self._processes.take(end.process, end.ended)
-      if name is not None:
+      if name is not None and self._quota.admit_line(name, time.monotonic()):
         logging.info(
           "instance %s: its process %d %s", name, end.process, end.how
         )
@@ -274,10 +296,21 @@ class Daemon:
       (name for name in found.monitored if not self._journals.follows(name)),
       found.marked,
     )
-    self._processes.sweep(time.monotonic())
+    now = time.monotonic()
+    self._processes.sweep(now)
+    self._sum_up(now)
     shortage = self._monitors.shortage()
     if shortage:
       self._report(shortage)
+
+  def _sum_up(self, now: float) -> None:
+    """Logs how much was left out of the log.
+
+    @param now: seconds of the monotonic clock; infinite at the end
+
+    """
+    for summary in self._quota.summaries(now):
+      logging.warning("instance %s: %s", summary.name, summary.text)
 
   def _report(self, text: str, level: int = logging.WARNING) -> None:
     """Logs the state of the directory, when it is another than before."""

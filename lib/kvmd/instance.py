@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
   from ganeti.kvmd import qmp
   from ganeti.kvmd.ctrldir import ControlDirectory, Life
+  from ganeti.kvmd.quota import Quota
 
 
 #: So many changes of one life's shutdown file are logged: a hostile QEMU could
@@ -83,6 +84,7 @@ class Instance:
     "_is_over",
     "_lifecycle",
     "_marked",
+    "_quota",
     "_rule",
     "_started",
     "is_settled",
@@ -92,9 +94,16 @@ class Instance:
     "process",
   )
 
-  def __init__(self, name: str, rule: lifecycle.Rule) -> None:
+  def __init__(self, name: str, rule: lifecycle.Rule, quota: Quota) -> None:
+    """Knows nothing yet.
+
+    @param rule: how a shutdown is judged
+    @param quota: how much is logged of each instance
+
+    """
     self.name = name
     self._rule = rule
+    self._quota = quota
     # The last trouble that was logged, lest it be logged again and again.
     self._complaint = ""
     self.begin(None)
@@ -212,12 +221,7 @@ class Instance:
     self._marked.pop(Mark.POWERDOWN, None)
     # The shutdown file comes before the words about it.
     self.settle(directory)
-    self.log(
-      "verdict %s (%s) after %.1f s",
-      outcome.verdict.value,
-      outcome.cause,
-      seconds,
-    )
+    self.log_verdict(outcome, seconds)
 
   def settle(self, directory: Optional[ControlDirectory]) -> None:
     """Brings the marks in line with what is known.
@@ -255,15 +259,38 @@ class Instance:
       self.begin(None)
 
   def log(self, message: str, *args: object) -> None:
-    """Logs something about the instance."""
-    logging.info("instance %s: " + message, self.name, *args, stacklevel=2)
+    """Logs something about the instance, if it has not said too much."""
+    if self._quota.admit_line(self.name, time.monotonic()):
+      logging.info("instance %s: " + message, self.name, *args, stacklevel=2)
+
+  def log_verdict(
+    self, outcome: lifecycle.Outcome, seconds: float, remark: str = ""
+  ) -> None:
+    """Logs a verdict, if there were not too many.
+
+    @param seconds: how long the life lasted
+    @param remark: what else is to be said of it
+
+    """
+    verdict = outcome.verdict.value
+    if self._quota.admit_verdict(self.name, verdict, time.monotonic()):
+      logging.info(
+        "instance %s: verdict %s (%s) after %.1f s%s",
+        self.name,
+        verdict,
+        outcome.cause,
+        seconds,
+        remark,
+        stacklevel=2,
+      )
 
   def complain(self, message: str, *args: object) -> None:
     """Logs trouble with the instance, if it is another than the last."""
     complaint = message % args
     if complaint != self._complaint:
       self._complaint = complaint
-      logging.warning("instance %s: %s", self.name, complaint, stacklevel=2)
+      if self._quota.admit_line(self.name, time.monotonic()):
+        logging.warning("instance %s: %s", self.name, complaint, stacklevel=2)
 
   def _due(self) -> Iterator[tuple[Mark, bool]]:
     """Lists the marks that are not as they are to be, and how they are."""

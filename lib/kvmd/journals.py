@@ -44,6 +44,7 @@ if TYPE_CHECKING:
   from ganeti.kvmd.ctrldir import ControlDirectory, Life
   from ganeti.kvmd.journal_files import JournalFiles
   from ganeti.kvmd.processes import Processes
+  from ganeti.kvmd.quota import Quota
 
 #: Seconds that a QEMU may take from making its sockets to opening its journal.
 _PATIENCE = 1.0
@@ -158,6 +159,7 @@ class Journals:
     on_served: Callable[[str], None],
     on_absent: Callable[[str], None],
     processes: Processes,
+    quota: Quota,
   ) -> None:
     """Follows nothing yet.
 
@@ -167,6 +169,7 @@ class Journals:
     @param on_absent: called with the name of an instance if no QEMU came to
       write its journal after all, or it is of no use
     @param processes: where to note which process is which instance's
+    @param quota: how much is logged of each instance
 
     """
     self.directory: Optional[ControlDirectory] = None
@@ -174,6 +177,7 @@ class Journals:
     self._on_served = on_served
     self._on_absent = on_absent
     self._processes = processes
+    self._quota = quota
     self._records: dict[str, _Record] = {}
     # Instances to look at and when, earliest first. An entry counts only while
     # it says the same as its record's deadline.
@@ -350,7 +354,7 @@ class Journals:
       self._lose(name)
       record = None
     if record is None:
-      known = instance.Instance(name, self._rule)
+      known = instance.Instance(name, self._rule, self._quota)
       record = self._records[name] = _Record(known, life)
     return record
 
@@ -508,7 +512,7 @@ class Journals:
       self._reserve(name, record)
     # At this pace it may use up what is reserved before the next rescan.
     lasts = journal_files.RESERVED / 2 * elapsed / max(1, grown)
-    if lasts < _HURRY and not record.delay:
+    if grown > 0 and lasts < _HURRY and not record.delay:
       self._schedule(name, max(_SPACE_INTERVAL, lasts))
     if extent.size - record.covered > _OUTPACED and self._is_space_scarce():
       self._distrust(
@@ -577,13 +581,11 @@ class Journals:
     """Does not let a journal speak of a life that came after it."""
     assert self.directory is not None
     assert record.life is not None
-    outcome = found.lifecycle.outcome
-    record.instance.log(
-      "verdict %s (%s) after %.1f s; that was an earlier life, and is not"
-      " marked: it has been started since without a journal",
-      outcome.verdict.value,
-      outcome.cause,
+    record.instance.log_verdict(
+      found.lifecycle.outcome,
       (found.written_at - record.life.born) / 1e9,
+      "; that was an earlier life, and is not marked: it has been started since"
+      " without a journal",
     )
     self._forget(name)
     with contextlib.suppress(BlockingIOError):

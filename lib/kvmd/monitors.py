@@ -21,6 +21,7 @@ if TYPE_CHECKING:
   from ganeti.kvmd import lifecycle
   from ganeti.kvmd.ctrldir import ControlDirectory
   from ganeti.kvmd.processes import Processes
+  from ganeti.kvmd.quota import Quota
 
 #: Seconds before the second attempt to connect; doubled for each further one.
 _FIRST_DELAY = 0.01
@@ -55,6 +56,7 @@ class Monitors:
     rule: lifecycle.Rule,
     longest_delay: float,
     processes: Processes,
+    quota: Quota,
   ) -> None:
     """Follows nothing yet.
 
@@ -63,6 +65,7 @@ class Monitors:
     @param longest_delay: after more seconds than that L{rescan} is called
       anyway
     @param processes: where to note which process is which instance's
+    @param quota: how much is logged of each instance
 
     """
     self.directory: Optional[ControlDirectory] = None
@@ -70,6 +73,7 @@ class Monitors:
     self._rule = rule
     self._longest_delay = longest_delay
     self._processes = processes
+    self._quota = quota
     self._limit = _raise_descriptor_limit()
     self._by_name: dict[str, monitor.Monitor] = {}
     self._by_descriptor: dict[int, monitor.Monitor] = {}
@@ -173,7 +177,9 @@ class Monitors:
     """Follows an instance that has a monitor, or has a new one."""
     follower = self._by_name.get(name)
     if follower is None:
-      follower = monitor.Monitor(instance.Instance(name, self._rule))
+      follower = monitor.Monitor(
+        instance.Instance(name, self._rule, self._quota)
+      )
       self._by_name[name] = follower
     elif follower.state is not monitor.State.APART:
       if self.directory is None or follower.is_meant(self.directory):

@@ -45,6 +45,7 @@ from ganeti.kvmd import (
   journals,
   monitors,
   qmp,
+  quota,
 )
 from ganeti.kvmd import monitor as monitor_module
 from ganeti.kvmd.lifecycle import Rule
@@ -1469,6 +1470,39 @@ def test_hardly_a_descriptor_is_left(scene, scratch, left, monkeypatch):
     scene.stop()
 
   forked.run(check)
+
+
+# --- What one instance may have of the log ---
+
+
+def test_instance_that_ends_and_begins_all_the_time(scene):
+  for _ in range(quota.MAX_VERDICTS + 7):
+    qemu = scene.attach("web1")
+    qemu.die()
+    scene.fence()
+  assert scene.verdicts("web1") == ["killed or crashed"] * quota.MAX_VERDICTS
+  assert scene.count("instance web1: more than 20 ends in an hour") == 1
+  # Others are as they were.
+  other = scene.attach("web2")
+  other.event("SHUTDOWN", USER)
+  other.quit()
+  assert scene.verdict("web2") == "user"
+  scene.stop()
+  assert scene.count("instance web1: 7 more ends") == 1
+  assert scene.count("killed or crashed 7") == 1
+
+
+def test_monitor_that_hangs_up_all_the_time(scene, monkeypatch):
+  monkeypatch.setattr(monitors, "_FIRST_DELAY", 0.0)
+  qemu = scene.attach("web1")
+  for _ in range(quota.MAX_LINES + 20):
+    qemu.connection.close()
+    qemu = scene.serve(qemu.monitor)
+  lines = scene.count("instance web1: ")
+  assert lines <= quota.MAX_LINES + 1
+  assert scene.count("instance web1: more than 60 lines about it") == 1
+  scene.stop()
+  assert scene.count("more lines about it were left out") == 1
 
 
 # --- Journals ---

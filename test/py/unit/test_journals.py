@@ -18,6 +18,7 @@ from fake_monitor import GREETING, USER, FakeMonitor, encode, event
 from ganeti.kvmd import ctrldir, journal, journal_files, journals, lifecycle
 from ganeti.kvmd.ctrldir import Mark
 from ganeti.kvmd.processes import Processes
+from ganeti.kvmd.quota import Quota
 
 BEGINNING = encode(GREETING) + encode({"return": {}})
 END = event("SHUTDOWN", USER)
@@ -66,6 +67,7 @@ class Place:
       on_served=self.served.append,
       on_absent=self.absent.append,
       processes=self.processes,
+      quota=Quota(),
     )
     self.journals.directory = self.control
 
