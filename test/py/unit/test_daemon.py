@@ -1494,10 +1494,14 @@ def test_instance_that_ends_and_begins_all_the_time(scene):
 
 def test_monitor_that_hangs_up_all_the_time(scene, monkeypatch):
   monkeypatch.setattr(monitors, "_FIRST_DELAY", 0.0)
-  qemu = scene.attach("web1")
+  monitor = FakeMonitor(scene.ctrl_dir, "web1")
   for _ in range(quota.MAX_LINES + 20):
-    qemu.connection.close()
-    qemu = scene.serve(qemu.monitor)
+    connection = scene.accept(monitor)
+    connection.greet()
+    connection.answer()
+    scene.turn()
+    connection.close()
+  scene.fence()
   lines = scene.count("instance web1: ")
   assert lines <= quota.MAX_LINES + 1
   assert scene.count("instance web1: more than 60 lines about it") == 1
