@@ -33,16 +33,26 @@ if TYPE_CHECKING:
   from ganeti.kvmd import lifecycle
   from ganeti.kvmd.signals import Signals
 
-#: Seconds after which a control directory that cannot be used is tried again.
+#: Seconds after which a control directory that cannot be used is tried again,
+#: and one that cannot be watched is looked at.
 _TROUBLE_INTERVAL = 1.0
 
 #: Seconds that what is due may have to wait for what there is to be read.
 _LONGEST_DELAY = 0.1
 
-#: Seconds in which it is said once that not all ends of processes are known.
+#: Seconds in which it is said once that the kernel did not tell of something.
 _REGRET_INTERVAL = 3600.0
 
-#: Every tenth rescan is thorough.
+#: At so many files of instances the daemon looks at a time, in some 3 ms.
+_MAX_ACTS = 24
+
+#: It reads so often what the watch has seen, if there are no such files in it.
+_MAX_READS = 40
+
+#: Of a second a daemon that cannot watch spends no larger part on looking.
+_LOOKING = 0.1
+
+#: A rescan is thorough after so many intervals.
 _THOROUGH = 10
 
 
@@ -78,13 +88,19 @@ class Daemon:
     if self._directory is not None:
       self._directory.check_access()
     self._trouble = ""
+    # Why the directory cannot be watched, as far as that was logged.
+    self._blindness = ""
+    self._last_rescan = float("-inf")
+    self._rescan_took = 0.0
     self._next_rescan = time.monotonic()
-    self._rescans = 0
+    self._next_thorough = self._next_rescan + self._thorough_interval
     self._epoll = select.epoll()
     self._processes = processes.Processes()
     self._quota = quota.Quota()
-    # When it may be said again that the kernel did not tell of all ends.
+    # When it may be said again that the kernel did not tell of all ends, or of
+    # all names.
     self._next_regret = 0.0
+    self._next_loss = 0.0
     self._exits = _listen_for_exits()
     self._handlers = {self._watch.fileno(): self._look}
     if self._exits is not None:
@@ -106,6 +122,7 @@ class Daemon:
       quota=self._quota,
     )
     self._hand_out_directory()
+    self._see()
 
   def close(self) -> None:
     """Lets go of everything, without a verdict on anybody."""
@@ -115,6 +132,10 @@ class Daemon:
       self._exits.close()
     self._epoll.close()
     self._watch.close()
+
+  @property
+  def _thorough_interval(self) -> float:
+    return _THOROUGH * self._settings.rescan_interval
 
   @property
   def has_directory(self) -> bool:
@@ -195,33 +216,78 @@ class Daemon:
   def _look_again(self) -> None:
     """Looks whether anything was missed."""
     moved = self._follow()
-    self._rescans += 1
     self._rescan(
-      thoroughly=moved or self._rescans % _THOROUGH == 0, elsewhere=moved
+      thoroughly=moved or time.monotonic() >= self._next_thorough,
+      elsewhere=moved,
     )
 
   def _look(self) -> None:
-    """Acts on what the watch has seen."""
-    changes = self._watch.read()
-    if changes.lost:
-      logging.warning("lost track of what appeared in %s", self._watch.path)
-    if (changes.path or changes.lost) and self._follow():
-      self._rescan(thoroughly=True, elsewhere=True)
-    elif changes.lost:
-      self._rescan(thoroughly=True, elsewhere=False)
-    elif self._directory is not None:
-      for file_name in changes.names | changes.closed:
-        name = self._directory.journaled_by(file_name)
-        if name is not None and file_name in changes.names:
-          self._journals.appear(name)
-        elif name is not None:
-          self._journals.closed(name)
-      for file_name in changes.names:
-        name = self._directory.monitored_by(file_name)
-        if name is not None:
-          self._journals.look(name)
-          if not self._journals.follows(name):
-            self._monitors.appear(name)
+    """Acts on what the watch has seen, or on the first part of it."""
+    acts = 0
+    for _ in range(_MAX_READS):
+      changes = self._watch.read()
+      if not changes.number:
+        return
+      moved = bool(changes.path or changes.lost) and self._follow()
+      if moved or (changes.lost and self._regain_track()):
+        self._rescan(thoroughly=True, elsewhere=moved)
+        return
+      if self._directory is not None:
+        acts += self._look_at(changes, self._directory)
+      if acts >= _MAX_ACTS:
+        return
+
+  def _look_at(
+    self, changes: watch.Changes, directory: ctrldir.ControlDirectory
+  ) -> int:
+    """Looks at what has appeared or was closed.
+
+    @return: how many files of instances that were
+
+    """
+    acts = 0
+    for file_name in changes.names | changes.closed:
+      name = directory.journaled_by(file_name)
+      if name is None:
+        continue
+      acts += 1
+      if file_name in changes.names:
+        self._journals.appear(name)
+      else:
+        self._journals.closed(name)
+    for file_name in changes.names:
+      name = directory.monitored_by(file_name)
+      if name is None:
+        continue
+      acts += 1
+      self._journals.look(name)
+      if not self._journals.follows(name):
+        self._monitors.appear(name)
+    return acts
+
+  def _regain_track(self) -> bool:
+    """Sees to it that everything is looked at, after names were lost.
+
+    Where a stranger makes names all the time, in a directory that the path
+    leads through, that is not done all the time.
+
+    @return: whether it is to be done at once
+
+    """
+    now = time.monotonic()
+    if now >= self._next_loss:
+      self._next_loss = now + _REGRET_INTERVAL
+      logging.warning(
+        "lost track of what appeared in %s, as more happened at once than the"
+        " kernel could tell of; looking at everything instead",
+        self._watch.path,
+      )
+    again = self._last_rescan + _TROUBLE_INTERVAL
+    if now >= again:
+      return True
+    self._next_thorough = now
+    self._next_rescan = min(self._next_rescan, again)
+    return False
 
   def _report_exits(self) -> None:
     """Logs how QEMUs ended that could not say it themselves."""
@@ -250,11 +316,14 @@ class Daemon:
     """
     before = self.has_directory
     try:
-      if not self._watch.follow():
-        return False
+      moved = self._watch.follow()
     except OSError as err:
       self._report(f"cannot use {err.filename}: {err.strerror}")
       self._next_rescan = time.monotonic() + _TROUBLE_INTERVAL
+      moved = True
+    self._see()
+    if not moved:
+      return False
     self._directory = self._find_directory()
     self._hand_out_directory()
     if self._directory is not None:
@@ -262,6 +331,26 @@ class Daemon:
     elif before:
       self._report(f"{self._watch.path} is gone; waiting for it to come back")
     return True
+
+  def _see(self) -> None:
+    """Looks again soon, if that is the only way to see anything."""
+    blindness = self._watch.blindness
+    if blindness:
+      delay = max(_TROUBLE_INTERVAL, self._rescan_took / _LOOKING)
+      self._next_rescan = min(self._next_rescan, time.monotonic() + delay)
+    if blindness == self._blindness:
+      return
+    self._blindness = blindness
+    if blindness:
+      logging.warning(
+        "cannot watch %s: %s. Looking at it every second instead: what is"
+        " started or ends is noticed up to a second later. Raise that limit;"
+        " nothing has to be restarted",
+        self._watch.path,
+        blindness,
+      )
+    else:
+      logging.info("watching %s again", self._watch.path)
 
   def _hand_out_directory(self) -> None:
     self._monitors.directory = self._directory
@@ -281,6 +370,9 @@ class Daemon:
     @param elsewhere: whether the directory is another than before
 
     """
+    self._last_rescan = time.monotonic()
+    if thoroughly:
+      self._next_thorough = self._last_rescan + self._thorough_interval
     found = ctrldir.Instances(set(), set(), set())
     if self._directory is not None:
       try:
@@ -302,6 +394,7 @@ class Daemon:
     shortage = self._monitors.shortage()
     if shortage:
       self._report(shortage)
+    self._rescan_took = time.monotonic() - self._last_rescan
 
   def _sum_up(self, now: float) -> None:
     """Logs how much was left out of the log.

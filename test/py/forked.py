@@ -37,6 +37,8 @@ class Place(enum.Enum):
   UNPRIVILEGED = enum.auto()
   #: What it mounts is mounted for itself only.
   OWN_MOUNTS = enum.auto()
+  #: Its user has limits of his own, of which nobody else has taken anything.
+  OWN_LIMITS = enum.auto()
 
 
 def run(function: Callable[[], None], place: Place = Place.ORDINARY) -> None:
@@ -78,6 +80,12 @@ def mount_short(path: str, pages: int) -> None:
   _mount(path, f"size={pages * resource.getpagesize()}")
 
 
+def limit_inotify(*, instances: int = 1000, watches: int = 1000) -> None:
+  """Sets the user's limits, in a process that has its own."""
+  _write("/proc/sys/user/max_inotify_instances", str(instances))
+  _write("/proc/sys/user/max_inotify_watches", str(watches))
+
+
 def _mount(path: str, options: str) -> None:
   target = os.fsencode(path)
   _check(_libc.mount(b"none", target, b"tmpfs", 0, options.encode()))
@@ -91,17 +99,24 @@ def _enter(place: Place, parent: int) -> None:
     # As if it had been started by that user; /proc/self is its own again.
     _check(_libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0))
   elif place is Place.OWN_MOUNTS:
-    user, group = os.geteuid(), os.getegid()
-    flags = _CLONE_NEWNS | (_CLONE_NEWUSER if user else 0)
-    _check(_libc.unshare(flags))
-    if user:
-      _write("/proc/self/setgroups", "deny")
-      _write("/proc/self/uid_map", f"0 {user} 1")
-      _write("/proc/self/gid_map", f"0 {group} 1")
+    if os.geteuid():
+      _become_another_root()
+    _check(_libc.unshare(_CLONE_NEWNS))
     _check(_libc.mount(b"none", b"/", None, _MS_REC_PRIVATE, None))
+  elif place is Place.OWN_LIMITS:
+    _become_another_root()
   _check(_libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0))
   if os.getppid() != parent:
     os._exit(1)
+
+
+def _become_another_root() -> None:
+  """Enters a user namespace, where the present user is root."""
+  user, group = os.geteuid(), os.getegid()
+  _check(_libc.unshare(_CLONE_NEWUSER))
+  _write("/proc/self/setgroups", "deny")
+  _write("/proc/self/uid_map", f"0 {user} 1")
+  _write("/proc/self/gid_map", f"0 {group} 1")
 
 
 def _write(path: str, text: str) -> None:

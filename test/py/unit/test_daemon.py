@@ -15,6 +15,7 @@ import os
 import pathlib
 import re
 import resource
+import select
 import shutil
 import signal
 import socket
@@ -46,6 +47,7 @@ from ganeti.kvmd import (
   monitors,
   qmp,
   quota,
+  watch,
 )
 from ganeti.kvmd import monitor as monitor_module
 from ganeti.kvmd.lifecycle import Rule
@@ -186,6 +188,47 @@ def scene(ctrl_dir, caplog, monkeypatch):
   play.stop()
   fake_monitor.end_all()
   assert len(os.listdir("/proc/self/fd")) == before
+
+
+def begin_journal(directory, name):
+  """Begins a journal as the hypervisor and QEMU do.
+
+  @return: the file that QEMU writes to
+
+  """
+  held = os.open(directory, os.O_RDONLY)
+  journal_files.prepare(ctrldir.ControlDirectory(str(directory), held, ".kvmd"), name)
+  os.close(held)
+  file = (directory / f"{name}.journal.out").open("r+b", buffering=0)
+  file.write(encode(GREETING) + encode({"return": {}}))
+  return file
+
+
+def play_qemu(directory, name, *, has_journal=False):
+  """Does what a QEMU does, in a process of its own.
+
+  @return: its number
+
+  """
+  child = os.fork()
+  if child:
+    return child
+  try:
+    # Whatever becomes of the test, it ends.
+    signal.alarm(30)
+    monitor = FakeMonitor(directory, name)
+    if has_journal:
+      with begin_journal(directory, name):
+        signal.pause()
+    while (connection := monitor.accept()) is None:
+      time.sleep(0.01)
+    connection.greet()
+    while not connection.receive():
+      time.sleep(0.01)
+    connection.answer()
+    signal.pause()
+  finally:
+    os._exit(1)
 
 
 # --- Attaching ---
@@ -1276,6 +1319,149 @@ def test_more_happens_than_the_kernel_tells(scene):
   scene.says("lost track")
 
 
+def test_more_happens_all_the_time(scene, monkeypatch):
+  """That takes neither the log nor all of the time."""
+  nothing = watch.Changes(0, set(), set(), False, False)
+  lost = nothing._replace(number=1, lost=True)
+  rescans = []
+  monkeypatch.setattr(
+    scene.daemon,
+    "_rescan",
+    lambda *, thoroughly: rescans.append(thoroughly),
+  )
+  monkeypatch.setattr(scene.daemon, "_last_rescan", time.monotonic() - 2.0)
+  monkeypatch.setattr(scene.daemon._watch, "read", [nothing, lost].pop)
+  scene.daemon._look()
+  assert rescans == [True]
+  scene.daemon._last_rescan = time.monotonic()
+  for _ in range(100):
+    monkeypatch.setattr(scene.daemon._watch, "read", [nothing, lost].pop)
+    scene.daemon._look()
+  assert rescans == [True]
+  assert scene.count("lost track") == 1
+  # It is made up for as soon as that has been a while ago.
+  assert scene.daemon._next_rescan < time.monotonic() + 1.1
+  scene.daemon._look_again()
+  assert rescans == [True, True]
+
+
+def count_calls(monkeypatch, place, name):
+  """Counts the calls of a method from now on."""
+  counter = mock.Mock(wraps=getattr(place, name))
+  monkeypatch.setattr(place, name, counter)
+  return counter
+
+
+@pytest.mark.parametrize(
+  ("ending", "acts"), [(".kvmd", 24), (".journal.out", 24), (".other", 0)]
+)
+def test_names_without_end_keep_nobody_waiting(
+  scene, monkeypatch, ending, acts
+):
+  for number in range(2000):
+    (scene.ctrl_dir / f"guest{number}.example.com{ending}").mkdir()
+  looks = count_calls(monkeypatch, scene.daemon._journals, "_look")
+  reads = count_calls(monkeypatch, scene.daemon._watch, "read")
+  names = 0
+  turns = 0
+  while select.select([scene.daemon._watch], [], [], 0)[0]:
+    scene.turn()
+    turns += 1
+    assert reads.call_count <= 40
+    # Those that were read together are looked at together.
+    assert looks.call_count < acts + 32
+    names += looks.call_count
+    looks.reset_mock()
+    reads.reset_mock()
+  assert names == (2000 if acts else 0)
+  assert turns < 200
+
+
+# --- A kernel that has no more watches ---
+
+
+@pytest.mark.parametrize(
+  ("limits", "words"),
+  [
+    ({"instances": 0}, "out of inotify instances"),
+    ({"watches": 0}, "out of inotify watches"),
+    ({"watches": 3}, "out of inotify watches"),
+  ],
+)
+def test_directory_that_cannot_be_watched(scene, monkeypatch, limits, words):
+  monkeypatch.setattr(daemon, "_TROUBLE_INTERVAL", 0.05)
+
+  def check():
+    forked.limit_inotify(**limits)
+    scene.start()
+    assert scene.daemon.has_directory
+    qemu = scene.attach("web1")
+    qemu.event("SHUTDOWN", USER)
+    scene.until(scene.has_file, "web1")
+    qemu.quit()
+    assert scene.verdict("web1") == "user"
+    # It is made anew, and nobody tells.
+    shutil.rmtree(scene.ctrl_dir)
+    scene.ctrl_dir.mkdir()
+    scene.attach("web2").quit()
+    assert scene.verdict("web2") == "killed or crashed"
+    assert scene.count(f"cannot watch {scene.ctrl_dir}: {words}") == 1
+    assert scene.count("cannot watch") == 1
+    forked.limit_inotify()
+    scene.says(f"watching {scene.ctrl_dir} again")
+    scene.attach("web3").quit()
+    assert scene.verdict("web3") == "killed or crashed"
+    # It does not look by itself any more than it has to.
+    assert scene.daemon._next_rescan > time.monotonic() + 30.0
+    scene.stop()
+
+  forked.run(check, forked.Place.OWN_LIMITS)
+
+
+def test_watches_run_out_while_the_directory_is_made_anew(scene, monkeypatch):
+  monkeypatch.setattr(daemon, "_TROUBLE_INTERVAL", 0.05)
+
+  def check():
+    forked.limit_inotify()
+    scene.start()
+    scene.ctrl_dir.rmdir()
+    scene.says("is gone")
+    forked.limit_inotify(watches=1)
+    scene.ctrl_dir.mkdir()
+    scene.says("out of inotify watches")
+    scene.attach("web1")
+    forked.limit_inotify()
+    scene.says(f"watching {scene.ctrl_dir} again")
+    scene.stop()
+
+  forked.run(check, forked.Place.OWN_LIMITS)
+
+
+def test_journal_that_is_closed_while_nobody_tells(scene, monkeypatch):
+  monkeypatch.setattr(daemon, "_TROUBLE_INTERVAL", 0.05)
+
+  def check():
+    forked.limit_inotify(watches=0)
+    scene.start()
+    child = play_qemu(scene.ctrl_dir, "web1", has_journal=True)
+    scene.says("instance web1: its QEMU keeps a journal")
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert scene.verdict("web1") == "killed or crashed"
+    scene.stop()
+
+  forked.run(check, forked.Place.OWN_LIMITS)
+
+
+def test_looking_takes_no_more_than_its_part_of_the_time(scene, monkeypatch):
+  scene.daemon._rescan_took = 0.5
+  monkeypatch.setattr(scene.daemon._watch, "follow", lambda: False)
+  scene.daemon._watch.blindness = "out of something"
+  scene.daemon._follow()
+  left = scene.daemon._next_rescan - time.monotonic()
+  assert 4.5 < left <= 5.0
+
+
 @pytest.mark.parametrize(
   "kind", ["file", "directory", "fifo", "link", "broken"]
 )
@@ -1517,13 +1703,7 @@ def test_journal_counts_as_open_when_its_closing_is_told(
   scene, monkeypatch, times
 ):
   """The kernel does that: it tells first, and counts then."""
-  held = os.open(scene.ctrl_dir, os.O_RDONLY)
-  journal_files.prepare(
-    ctrldir.ControlDirectory(str(scene.ctrl_dir), held, ".kvmd"), "web1"
-  )
-  os.close(held)
-  with (scene.ctrl_dir / "web1.journal.out").open("r+b", buffering=0) as file:
-    file.write(encode(GREETING) + encode({"return": {}}))
+  with begin_journal(scene.ctrl_dir, "web1") as file:
     scene.says("instance web1: its QEMU keeps a journal")
     file.write(event("SHUTDOWN", USER))
   answers = [True] * times
@@ -1592,13 +1772,7 @@ def followed(scene, ends, request):
   if request.param == "monitor":
     return scene.attach("web1").die
   monitor = FakeMonitor(scene.ctrl_dir, "web1")
-  held = os.open(scene.ctrl_dir, os.O_RDONLY)
-  journal_files.prepare(
-    ctrldir.ControlDirectory(str(scene.ctrl_dir), held, ".kvmd"), "web1"
-  )
-  os.close(held)
-  file = (scene.ctrl_dir / "web1.journal.out").open("r+b", buffering=0)
-  file.write(encode(GREETING) + encode({"return": {}}))
+  file = begin_journal(scene.ctrl_dir, "web1")
   scene.says("instance web1: its QEMU keeps a journal")
 
   def end():
@@ -1663,30 +1837,6 @@ def test_loss_of_ends_is_told_once(scene, ends):
     ends.tell(lost=True)
     scene.turn()
   assert scene.count("more processes failed at once") == 1
-
-
-def play_qemu(directory, name):
-  """Does what a QEMU does, in a process of its own.
-
-  @return: its number
-
-  """
-  child = os.fork()
-  if child:
-    return child
-  try:
-    # Whatever becomes of the test, it ends.
-    signal.alarm(30)
-    monitor = FakeMonitor(directory, name)
-    while (connection := monitor.accept()) is None:
-      time.sleep(0.01)
-    connection.greet()
-    while not connection.receive():
-      time.sleep(0.01)
-    connection.answer()
-    signal.pause()
-  finally:
-    os._exit(1)
 
 
 def test_real_process_is_killed(scene, monkeypatch):

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ctypes.util
 import errno
 import os
 import pathlib
@@ -12,6 +13,7 @@ import select
 import shutil
 import signal
 import tempfile
+from unittest import mock
 
 import forked
 import pytest
@@ -50,6 +52,8 @@ class Eye:
 
   def look(self):
     """Takes note of all that has happened; the kernel does not delay it."""
+    if self.watch.blindness:
+      self.follow()
     while select.select([self.watch], [], [], 0)[0]:
       changes = self.watch.read()
       if changes.lost:
@@ -80,7 +84,7 @@ class Eye:
   @property
   def watches(self):
     """How many directories the kernel watches for it."""
-    path = f"/proc/self/fdinfo/{self.watch.fileno()}"
+    path = f"/proc/self/fdinfo/{self.watch._manager.get_fd()}"
     return pathlib.Path(path).read_text().count("inotify wd:")
 
 
@@ -126,7 +130,7 @@ def test_only_new_names_are_told(ctrl_dir, eye):
   (ctrl_dir / "sub" / "deeper").touch()
   seen.look()
   assert seen.names == {"new", "gone", "sub"}
-  assert seen.watch.read() == (set(), set(), False, False)
+  assert seen.watch.read() == (0, set(), set(), False, False)
 
 
 def test_only_files_that_could_be_written_are_told_when_closed(ctrl_dir, eye):
@@ -484,17 +488,73 @@ def test_step_that_may_not_be_entered(path, depth):
   step.chmod(0o755)
 
 
-def test_no_more_inotify_instances(ctrl_dir):
-  """The error says what there is no more of."""
+def leads_there(seen):
+  """Tells whether the open directory is the one that the path leads to."""
+  opened = seen.watch.directory
+  if not os.path.isdir(seen.path):
+    return opened is None
+  return os.path.samestat(os.fstat(opened), os.stat(seen.path))
+
+
+def play_blind(path, reason, **limits):
+  """Follows a path without enough watches, and then with enough."""
+  forked.limit_inotify(**limits)
+  before = len(os.listdir("/proc/self/fd"))
+  seen = Eye(path)
+  assert seen.trouble is None
+  assert reason in seen.watch.blindness
+  assert leads_there(seen)
+  # Who looks finds what nobody tells.
+  path.rename(path.parent / "old")
+  seen.follow()
+  assert seen.watch.directory is None
+  path.mkdir()
+  assert seen.follow()
+  assert leads_there(seen)
+  assert reason in seen.watch.blindness
+  forked.limit_inotify()
+  assert not seen.follow()
+  assert seen.watch.blindness == ""
+  assert seen.sees(path)
+  # What is watched stays so.
+  forked.limit_inotify(**limits)
+  seen.follow()
+  assert seen.watch.blindness == ""
+  seen.watch.close()
+  assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_no_inotify_instance(path):
+  path.mkdir(parents=True)
+  forked.run(
+    lambda: play_blind(path, "fs.inotify.max_user_instances", instances=0),
+    forked.Place.OWN_LIMITS,
+  )
+
+
+@pytest.mark.parametrize("missing", range(1, 5))
+def test_out_of_inotify_watches(path, eye, missing):
+  path.mkdir(parents=True)
+  number = eye(path).watches - missing
+  forked.run(
+    lambda: play_blind(path, "fs.inotify.max_user_watches", watches=number),
+    forked.Place.OWN_LIMITS,
+  )
+
+
+def test_looking_for_an_inotify_instance_is_cheap(path, monkeypatch):
+  """It is done every second, and must not start a process each time."""
+  path.mkdir(parents=True)
 
   def check():
-    limit = pathlib.Path("/proc/sys/fs/inotify/max_user_instances")
-    watches = []
-    with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
-      for _ in range(int(limit.read_text()) + 1):
-        watches.append(watch.Watch(str(ctrl_dir)))  # noqa: PERF401
+    forked.limit_inotify(instances=0)
+    seen = Eye(path)
+    with mock.patch.object(ctypes.util, "find_library") as asked:
+      for _ in range(10):
+        seen.follow()
+    assert asked.call_count == 0
 
-  forked.run(check, forked.Place.UNPRIVILEGED)
+  forked.run(check, forked.Place.OWN_LIMITS)
 
 
 def touch(path):
@@ -528,12 +588,19 @@ def act(base, function, *places):
     pass
 
 
-def test_whatever_happens_to_the_path(scratch):
+def check_anything(scratch, set_limit, limits):
+  """Does anything to a path, and looks now and then.
+
+  @param set_limit: says how many watches there may be
+  @param limits: how many that are, at each step
+
+  """
+
   @settings(max_examples=settings.default.max_examples // 2)
   @given(
     st.sampled_from(["a", "a/c"]),
     st.booleans(),
-    st.lists(st.tuples(ACTIONS, st.booleans()), max_size=14),
+    st.lists(st.tuples(ACTIONS, st.booleans(), limits), max_size=14),
   )
   def check(path, exists, actions):
     base = tempfile.mkdtemp(dir=scratch)
@@ -541,15 +608,18 @@ def test_whatever_happens_to_the_path(scratch):
       os.makedirs(f"{base}/a/c")
     seen = Eye(os.path.join(base, path))
     try:
-      for action, looks in actions:
+      for action, looks, limit in actions:
+        set_limit(watches=limit)
         act(base, *action)
         if looks:
           seen.look()
+      seen.look()
+      assert leads_there(seen)
+      set_limit(watches=1000)
+      if seen.watch.blindness:
+        seen.follow()
       if os.path.isdir(seen.path):
         assert seen.sees(seen.path)
-      else:
-        seen.look()
-        assert seen.watch.directory is None
       # No more is watched than a look from anew would.
       fresh = Eye(seen.path)
       try:
@@ -561,3 +631,30 @@ def test_whatever_happens_to_the_path(scratch):
       shutil.rmtree(base)
 
   check()
+
+
+def test_whatever_happens_to_the_path(scratch):
+  check_anything(scratch, mock.Mock(), st.none())
+
+
+def test_whatever_happens_while_watches_are_scarce(scratch):
+  forked.run(
+    lambda: check_anything(
+      scratch, forked.limit_inotify, st.integers(0, 8) | st.just(1000)
+    ),
+    forked.Place.OWN_LIMITS,
+  )
+
+
+def test_so_many_at_a_time(ctrl_dir, eye):
+  """The rest waits, and is not forgotten."""
+  seen = eye(ctrl_dir)
+  for number in range(100):
+    (ctrl_dir / f"guest{number}.example.com.kvmd").touch()
+  turns = []
+  while select.select([seen.watch], [], [], 0)[0]:
+    turns.append(seen.watch.read())
+  assert max(each.number for each in turns) <= 32
+  # Each is made, and closed.
+  assert sum(each.number for each in turns) == 200
+  assert len(set().union(*(each.names for each in turns))) == 100
