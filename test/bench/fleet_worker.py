@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import array
 import contextlib
-import ctypes
 import enum
 import fcntl
 import functools
@@ -29,52 +28,22 @@ import json
 import os
 import resource
 import select
-import signal
 import socket
 import termios
 import time
 from typing import Any, NamedTuple, Optional
 
-GREETING = (
-  b'{"QMP": {"version": {"qemu": {"micro": 19, "minor": 2, "major": 7}, '
-  b'"package": "Debian 1:7.2+dfsg-7+deb12u18"}, "capabilities": ["oob"]}}\r\n'
+from pretended import (
+  GREETING,
+  GUEST_SHUTDOWN,
+  UNINTERESTING,
+  begin_journal,
+  end_with_parent,
+  event_line,
 )
-COMMANDS = b'{"execute": "qmp_capabilities"}\r\n'
-NEGOTIATED = b'{"return": {}}\r\n'
+
 STATUS = {"status": "running", "singlestep": False, "running": True}
-GUEST_SHUTDOWN = '{"guest": true, "reason": "guest-shutdown"}'
 
-# What a healthy guest says now and then, and nobody needs to hear.
-UNINTERESTING = (
-  (
-    "RTC_CHANGE",
-    '{"offset": 78, "qom-path": "/machine/unattached/device[7]"}',
-  ),
-  ("BALLOON_CHANGE", '{"actual": 944766976}'),
-  (
-    "NIC_RX_FILTER_CHANGED",
-    '{"name": "net0", "path": "/machine/peripheral/net0/virtio-backend"}',
-  ),
-  (
-    "VNC_CONNECTED",
-    (
-      '{"server": {"auth": "none", "family": "ipv4", "service": "5901", '
-      '"host": "127.0.0.1", "websocket": false}, "client": {"family": "ipv4", '
-      '"service": "43120", "host": "127.0.0.1", "websocket": false}}'
-    ),
-  ),
-  (
-    "DEVICE_TRAY_MOVED",
-    (
-      '{"device": "ide1-cd0", "tray-open": true, '
-      '"id": "/machine/unattached/device[24]"}'
-    ),
-  ),
-)
-
-_JOURNAL_MODE = 0o600
-
-_PR_SET_PDEATHSIG = 1
 _SHORTEST_PAUSE = 0.0001
 _LONGEST_PAUSE = 0.002
 _READ_TIMEOUT = 60
@@ -85,16 +54,6 @@ class Source(enum.Enum):
 
   MONITOR = "monitor"
   JOURNAL = "journal"
-
-
-def event_line(name: str, data: str) -> bytes:
-  """Makes one event as QEMU writes it, with the time of day."""
-  microseconds = time.time_ns() // 1000
-  return (
-    f'{{"timestamp": {{"seconds": {microseconds // 1000000}, '
-    f'"microseconds": {microseconds % 1000000}}}, '
-    f'"event": "{name}", "data": {data}}}\r\n'
-  ).encode()
 
 
 class _Reply(NamedTuple):
@@ -128,26 +87,6 @@ def _reply_to(received: bytes) -> Optional[_Reply]:
   return _Reply(execute, line, text[end:].lstrip().encode())
 
 
-def _begin_journal(path: str) -> int:
-  """Makes the files of a journal, as for QEMU, and begins it, as QEMU does.
-
-  @param path: what the names of the files begin with
-  @return: the descriptor to write it to
-
-  """
-  commands, events = path + ".in", path + ".out"
-  for file, content in ((commands, COMMANDS), (events, b"")):
-    with contextlib.suppress(FileNotFoundError):
-      os.unlink(file)
-    fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _JOURNAL_MODE)
-    os.write(fd, content)
-    os.close(fd)
-  journal = os.open(events, os.O_RDWR)
-  os.write(journal, GREETING)
-  os.write(journal, NEGOTIATED)
-  return journal
-
-
 class _Monitor:
   """One pretended monitor: a listener, and at most one client.
 
@@ -174,7 +113,7 @@ class _Monitor:
     self.path = os.path.join(directory, name + suffix)
     self.journal: Optional[int] = None
     if source is Source.JOURNAL:
-      self.journal = _begin_journal(os.path.join(directory, name + ".journal"))
+      self.journal = begin_journal(os.path.join(directory, name))
     self.client: Optional[socket.socket] = None
     self.received = b""
     self.negotiated = False
@@ -428,7 +367,7 @@ class _Worker:
 
 def main() -> None:
   """Serves the socket that is standard input."""
-  ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+  end_with_parent()
   _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
   resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
   gc.disable()
