@@ -14,8 +14,12 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional
 
+import attacker
+import beside
 import fleet
+import long_journals
 import measure
+import node_side
 import peers
 import report
 import sandbox
@@ -110,7 +114,6 @@ class Bench:
     return {
       "sizes": self._sizes,
       "repeat": self._repeat,
-      "seconds": round(time.monotonic() - self._begun),
       "peers": {x.key: x.title for x in self._peers},
       "not_measured": list(self._unable.values()),
       "start": {
@@ -427,6 +430,11 @@ def main() -> int:
     help="where performance.md, .svg and .json go (build/bench)",
   )
   parser.add_argument(
+    "--no-hostile",
+    action="store_true",
+    help="do not measure beside hostile instances, which takes minutes",
+  )
+  parser.add_argument(
     "--note",
     default="",
     metavar="TEXT",
@@ -453,6 +461,7 @@ def main() -> int:
     OSError,
     fleet.FleetError,
     measure.MeasureError,
+    node_side.RequestError,
     peers.NotMeasured,
     sandbox.SandboxError,
   ) as err:
@@ -474,18 +483,36 @@ def _have(
     return None
 
 
+def _measure_hostile() -> dict[str, Any]:
+  """Measures beside hostile instances, and long journals."""
+  rows = []
+  for row in beside.measure_all(list(attacker.ATTACKS)):
+    print(f"beside a hostile one: {row.title}", file=sys.stderr, flush=True)
+    rows.append(row._asdict())
+  results = {"hostile": rows}
+  if peers.ours().pid_file is not None:
+    results["long_journals"] = [
+      x._asdict() for x in long_journals.measure_all()
+    ]
+  return results
+
+
 def _measure(
   makers: list[Callable[[], peers.Peer]], arguments: argparse.Namespace
 ) -> dict[str, Any]:
+  begun = time.monotonic()
   missing: list[str] = []
   contestants = [x for make in makers if (x := _have(make, missing))]
   results = Bench(contestants, arguments.sizes, arguments.repeat).run()
+  if not arguments.no_hostile and any(x.key == "ours" for x in contestants):
+    results.update(_measure_hostile())
   now = datetime.datetime.now(datetime.timezone.utc)
   return {
     "date": now.strftime("%Y-%m-%d %H:%M UTC"),
     "machine": _describe_machine(),
     "note": arguments.note,
     **results,
+    "seconds": round(time.monotonic() - begun),
     "not_measured": missing + results["not_measured"],
   }
 

@@ -112,6 +112,38 @@ def memory_of(pid: int) -> Memory:
   return Memory(fields["Rss:"], fields["Pss:"])
 
 
+def restart_peak(pid: int) -> int:
+  """Lets the kernel measure anew how much memory a process had at most.
+
+  @return: how much it has now, in KiB
+  @raise MeasureError: when it is gone
+
+  """
+  try:
+    with open(f"/proc/{pid}/clear_refs", "w", encoding="ascii") as file:
+      file.write("5")
+  except OSError:
+    raise MeasureError("it ended in the middle of a measurement") from None
+  return peak_of(pid)
+
+
+def peak_of(pid: int) -> int:
+  """Says how much resident memory a process had at most, in KiB.
+
+  @raise MeasureError: when it is gone
+
+  """
+  try:
+    with open(f"/proc/{pid}/status", encoding="utf-8") as file:
+      fields = dict(line.split(":", 1) for line in file)
+  except OSError:
+    fields = {}
+  # A process that has ended has none.
+  if "VmHWM" not in fields:
+    raise MeasureError("it ended in the middle of a measurement")
+  return int(fields["VmHWM"].split()[0])
+
+
 def settle(pid: int) -> None:
   """Waits until a process has nothing more to do.
 

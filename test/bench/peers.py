@@ -74,17 +74,35 @@ class Peer(NamedTuple):
 class Node:
   """The files of one pretended node, which one peer at a time watches.
 
+  @ivar run: what it sees as Ganeti's run directory
+  @ivar log: what it sees as Ganeti's log directory
   @ivar directory: its control directory, as it is called from the outside
 
   """
 
-  def __init__(self, name: str) -> None:
-    root = os.path.join(sandbox.WORKSPACE, name)
-    self.run = os.path.join(root, "run")
-    self.log = os.path.join(root, "log")
+  def __init__(self, name: str, megabytes: Optional[int] = None) -> None:
+    """Makes them.
+
+    @param megabytes: the size of the run directory's own file system; None
+      for none of its own
+
+    """
+    self._root = os.path.join(sandbox.WORKSPACE, name)
+    self._has_room_of_its_own = megabytes is not None
+    self.run = os.path.join(self._root, "run")
+    self.log = os.path.join(self._root, "log")
     self.directory = self.run + CONTROL_DIRECTORY[len(_RUN_DIRECTORY) :]
+    os.makedirs(self.run)
+    if megabytes is not None:
+      sandbox.mount_tmpfs(self.run, megabytes)
     os.makedirs(self.directory)
     os.mkdir(self.log)
+
+  def remove(self) -> None:
+    """Removes them, when nobody uses them any more."""
+    if self._has_room_of_its_own:
+      sandbox.unmount(self.run)
+    shutil.rmtree(self._root)
 
   def move_in(self) -> None:
     """Makes this process see the files where Ganeti has them."""
@@ -102,6 +120,7 @@ class Running:
 
   @ivar started: just before it was started
   @ivar ready: when it said that it watches, 0 if it does not say
+  @ivar log: the path of its log
 
   """
 
@@ -113,8 +132,8 @@ class Running:
     self.ready = 0
     self._status: Optional[int] = None
     self._output = os.path.join(node.log, "output")
-    self._log = os.path.join(node.log, peer.log or "output")
-    for path in (self._output, self._log):
+    self.log = os.path.join(node.log, peer.log or "output")
+    for path in (self._output, self.log):
       open(path, "wb").close()
     with open(self._output, "ab") as output:
       self.started = time.monotonic_ns()
@@ -136,7 +155,7 @@ class Running:
     process.returncode = 0
     if peer.ready_text is not None:
       ready = measure.wait_for_line(
-        self._log, peer.ready_text, _READY_TIMEOUT, self.alive
+        self.log, peer.ready_text, _READY_TIMEOUT, self.alive
       )
       if ready is None:
         words = self.last_words()
@@ -176,7 +195,7 @@ class Running:
 
   def last_words(self) -> str:
     """Gives the last two lines that it wrote."""
-    for path in (self._output, self._log):
+    for path in (self._output, self.log):
       with open(path, encoding="utf-8", errors="replace") as file:
         lines = [x.strip() for x in file if x.strip()]
       if lines:

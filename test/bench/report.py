@@ -11,6 +11,7 @@ import textwrap
 from typing import Any, NamedTuple, Optional
 
 import chart
+import hostile_report
 import limits
 
 
@@ -223,6 +224,7 @@ def as_text(results: dict[str, Any]) -> str:
     text += [_line(x, widths) for x in lines]
     text.append("")
   text.append("(2.0x: twice what it is for ganeti-kvmd)")
+  text += ["", *hostile_report.as_text(results.get("hostile", []))]
   text += _failures(results)
   found = limits.limits_of(results)
   if found:
@@ -303,6 +305,9 @@ def as_markdown(results: dict[str, Any]) -> str:
   text += ["## Measurements", ""]
   for heading, lines in _tables(results):
     text += _markdown_table(heading, lines)
+  hostile = results.get("hostile", [])
+  if hostile:
+    text += _markdown_table(*hostile_report.table_of(hostile))
   failures = _failures(results)
   if failures:
     text += ["Who did not get through, and how:", ""]
@@ -322,15 +327,15 @@ def as_markdown(results: dict[str, Any]) -> str:
       subsequent_indent="  ",
     ),
   ]
-  for row in ROWS:
-    if row.meaning:
-      text.append(
-        textwrap.fill(
-          f"- **{row.title.lstrip('. ')}**: {row.meaning}",
-          80,
-          subsequent_indent="  ",
-        )
-      )
+  meanings = [(x.title.lstrip(". "), x.meaning) for x in ROWS if x.meaning]
+  if hostile:
+    meanings += [
+      (f"beside a hostile one, {x}", y) for x, y in hostile_report.meanings()
+    ]
+  for title, meaning in meanings:
+    text.append(
+      textwrap.fill(f"- **{title}**: {meaning}", 80, subsequent_indent="  ")
+    )
   text += ["", *_HOW_TO_REPEAT]
   return "\n".join(text) + "\n"
 
@@ -341,6 +346,8 @@ _HOW_TO_REPEAT = (
   "    sudo devel/bench                     # a new run, into build/bench",
   "    sudo devel/bench --output=doc        # a new run, into this document",
   "    sudo devel/bench --sizes=1000 --peers=ours,stock --repeat=3",
+  "    sudo devel/bench --hostile           # only beside hostile instances",
+  "    sudo devel/bench --hostile --minutes=10  # whether anything grows there",
   "    sudo test/bench/quick.py             # ours alone, in half a minute",
   "",
   *textwrap.wrap(

@@ -23,6 +23,7 @@ WORKSPACE = "/dev/shm"
 _CLONE_NEWNS = 0x00020000
 _CLONE_NEWUTS = 0x04000000
 _CLONE_NEWPID = 0x20000000
+_MNT_DETACH = 2
 _MS_BIND = 4096
 _MS_REC = 16384
 _MS_PRIVATE = 1 << 18
@@ -43,7 +44,12 @@ def _check(result: int, what: str) -> None:
 
 
 def _mount(
-  source: str, target: str, kind: Optional[str], flags: int, what: str
+  source: str,
+  target: str,
+  kind: Optional[str],
+  flags: int,
+  what: str,
+  options: str = "",
 ) -> None:
   _check(
     _libc.mount(
@@ -51,15 +57,25 @@ def _mount(
       target.encode(),
       kind.encode() if kind else None,
       ctypes.c_ulong(flags),
-      None,
+      options.encode(),
     ),
     what,
   )
 
 
-def mount_tmpfs(target: str) -> None:
-  """Covers a directory with an empty file system."""
-  _mount("none", target, "tmpfs", 0, f"mount a tmpfs on {target}")
+def mount_tmpfs(target: str, megabytes: Optional[int] = None) -> None:
+  """Covers a directory with an empty file system.
+
+  @param megabytes: its size; None for half of the machine's memory
+
+  """
+  options = "" if megabytes is None else f"mode=755,size={megabytes}m"
+  _mount("none", target, "tmpfs", 0, f"mount a tmpfs on {target}", options)
+
+
+def unmount(target: str) -> None:
+  """Takes a file system away, with all that is in it."""
+  _check(_libc.umount2(target.encode(), _MNT_DETACH), f"unmount {target}")
 
 
 def mount_bind(source: str, target: str) -> None:
