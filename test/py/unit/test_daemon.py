@@ -197,7 +197,9 @@ def begin_journal(directory, name):
 
   """
   held = os.open(directory, os.O_RDONLY)
-  journal_files.prepare(ctrldir.ControlDirectory(str(directory), held, ".kvmd"), name)
+  journal_files.prepare(
+    ctrldir.ControlDirectory(str(directory), held, ".kvmd"), name
+  )
   os.close(held)
   file = (directory / f"{name}.journal.out").open("r+b", buffering=0)
   file.write(encode(GREETING) + encode({"return": {}}))
@@ -1327,7 +1329,7 @@ def test_more_happens_all_the_time(scene, monkeypatch):
   monkeypatch.setattr(
     scene.daemon,
     "_rescan",
-    lambda *, thoroughly: rescans.append(thoroughly),
+    lambda *, thoroughly, elsewhere: rescans.append(thoroughly),
   )
   monkeypatch.setattr(scene.daemon, "_last_rescan", time.monotonic() - 2.0)
   monkeypatch.setattr(scene.daemon._watch, "read", [nothing, lost].pop)
