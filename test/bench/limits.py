@@ -47,7 +47,7 @@ class Limit(NamedTuple):
     """Says what was measured, and whether it holds."""
     return (
       f"  {self.what:<48}{self.measured:>8.2f} {self.unit:<6}"
-      f"{self.allowed:<18}{'holds' if self.holds else 'BROKEN'}"
+      f"{self.allowed:<20}{'holds' if self.holds else 'BROKEN'}"
     )
 
 
