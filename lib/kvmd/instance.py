@@ -73,6 +73,7 @@ class Instance:
   @ivar life: the life that is followed; None if there is none
   @ivar may_be_marked: whether marks may be there that were not looked at
   @ivar process: the number of its QEMU; 0 until that is known
+  @ivar is_attached: whether events of the life have arrived, from whenever on
   @ivar is_settled: whether the marks could be left as they are to be
 
   """
@@ -80,13 +81,13 @@ class Instance:
   __slots__ = (
     "_changes",
     "_complaint",
-    "_is_attached",
     "_is_over",
     "_lifecycle",
     "_marked",
     "_quota",
     "_rule",
     "_started",
+    "is_attached",
     "is_settled",
     "life",
     "may_be_marked",
@@ -114,8 +115,7 @@ class Instance:
     self._lifecycle = lifecycle.Lifecycle(self._rule)
     # When QEMU was started, by the monotonic clock; None until one was met.
     self._started: Optional[float] = None
-    # Its events have arrived, from whenever on.
-    self._is_attached = False
+    self.is_attached = False
     # How the marks were found or left: there, or not. A mark that is not in
     # it was not touched yet.
     self._marked: dict[Mark, bool] = {}
@@ -145,10 +145,10 @@ class Instance:
     """
     self._complaint = ""
     self.process = process
-    if self._is_attached:
+    if self.is_attached:
       self.log("attached to QEMU %s again", version)
       return
-    self._is_attached = True
+    self.is_attached = True
     self.meet()
     self.log("attached to QEMU %s, process %d", version, process)
     if directory is not None and self.life and self.may_be_marked:
@@ -203,19 +203,19 @@ class Instance:
     """
     self._lifecycle = state
     self._started = time.monotonic() - max(0.0, seconds)
-    self._is_attached = True
+    self.is_attached = True
     self.end(directory)
 
   def end(self, directory: Optional[ControlDirectory]) -> None:
     """Gives the verdict, if there was a QEMU."""
     if self._started is None or self._is_over:
       return
-    if not self._is_attached:
+    if not self.is_attached:
       self._end_unheard(directory)
     outcome = self._lifecycle.outcome
     seconds = time.monotonic() - self._started
     self._is_over = True
-    if self._is_attached and outcome.verdict is not lifecycle.Verdict.USER:
+    if self.is_attached and outcome.verdict is not lifecycle.Verdict.USER:
       # Whoever made it: a file that is there now would say something wrong.
       self._marked.pop(Mark.SHUTDOWN, None)
     self._marked.pop(Mark.POWERDOWN, None)
@@ -314,8 +314,7 @@ class Instance:
   def _end_unheard(self, directory: Optional[ControlDirectory]) -> None:
     """Finds out what is known of a life that never said anything.
 
-    An earlier daemon may have heard that its user ended it: its file tells, and
-    where that cannot be looked at, it is left alone.
+    An earlier daemon may have heard that its user ended it: its file tells.
 
     """
     self._lifecycle.announced = lifecycle.UNHEARD

@@ -147,6 +147,9 @@ class Monitor:
     self.attempts += 1
     instance = self.instance
     if directory is None:
+      # Nobody can tell whether one that never spoke has ended.
+      if not instance.is_attached:
+        return Attempt.FAILED
       instance.end(directory)
       return Attempt.NO_SOCKET
     try:

@@ -425,13 +425,17 @@ def test_directory_is_away_when_one_ends_that_was_never_attached(
   scene.accept(monitor)
   stale(scene, monitor, age=-1)
   scene.ctrl_dir.rename(scratch / "away")
+  scene.says("is gone")
   monitor.die()
-  assert scene.verdict("web1") == "unknown"
-  # That its user ended it may be right, and is left to be read.
+  for _ in range(10):
+    scene.daemon.turn(0.01)
+  # It may live and only have hung up; and its user may have ended it.
+  assert scene.verdicts("web1") == []
   (scratch / "away").rename(scene.ctrl_dir)
+  assert scene.verdict("web1") == "user"
   for _ in range(3):
     scene.fence()
-  assert scene.verdicts("web1") == ["unknown"]
+  assert scene.verdicts("web1") == ["user"]
   assert scene.has_file("web1")
 
 

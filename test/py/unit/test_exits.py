@@ -21,6 +21,9 @@ from ganeti.kvmd import exits
 
 _PATIENCE_MS = 10_000
 
+#: F_SETPIPE_SZ, which Python names since 3.10
+_SET_PIPE_SIZE = 1031
+
 
 def _hang_up() -> None:
   # Under nohup it would be ignored.
@@ -153,7 +156,7 @@ class KernelLog:
   def __init__(self) -> None:
     self.reader, self._writer = os.pipe2(os.O_DIRECT | os.O_NONBLOCK)
     # A page for each.
-    fcntl.fcntl(self._writer, fcntl.F_SETPIPE_SZ, 64 * 4096)
+    fcntl.fcntl(self._writer, _SET_PIPE_SIZE, 64 * 4096)
 
   def add(self, text: str, age: float = 0.0) -> None:
     microseconds = (time.monotonic() - age) * 1e6

@@ -126,31 +126,30 @@ def test_device_is_full(scratch):
 @pytest.mark.parametrize("debug", [True, False])
 def test_disk_is_full_for_a_while(scratch, debug):
   def check():
+    page = resource.getpagesize()
+    length = len(logged("number %03d", 0, debug=debug))
     forked.mount_short(str(scratch), 3)
-    filler = scratch / "filler"
-    filler.write_bytes(bytes(2 * resource.getpagesize()))
+    (scratch / "filler").write_bytes(bytes(2 * page))
+    # There is room for five lines and about the half of one.
+    before = "x" * (page - 5 * length - length // 2 - 1)
+    (scratch / "log").write_text(before + "\n")
     Logs("ganeti-kvmd", debug=debug).add_file(str(scratch / "log"))
     for number in range(100):
-      logging.info("number %d", number)
-    assert (scratch / "log").stat().st_size == resource.getpagesize()
-    # The note of what is missing is refused as well.
-    logging.info("number 100")
-    filler.unlink()
-    for number in range(101, 104):
-      logging.info("number %d", number)
-    lines = (scratch / "log").read_text().splitlines()
+      logging.info("number %03d", number)
+    assert (scratch / "log").stat().st_size == page
+    (scratch / "filler").unlink()
+    for number in range(100, 103):
+      logging.info("number %03d", number)
+    first, *lines = (scratch / "log").read_text().splitlines()
+    assert first == before
+    assert 10 < len(lines.pop(5)) < length
     matches = [LOG_LINE.fullmatch(line) for line in lines]
-    messages = [match.group(3) if match else None for match in matches]
-    # One was begun, and is no part of the next.
-    torn = messages.index(None)
-    assert messages[:torn] == [f"number {each}" for each in range(torn)]
-    assert lines[0].startswith(lines[torn][:10])
-    missing = 101 - torn
-    assert messages[torn + 1 :] == [
-      f"{missing} lines could not be written here: No space left on device",
-      *(f"number {each}" for each in range(101, 104)),
+    assert [match.group(3) for match in matches] == [
+      *(f"number {number:03}" for number in range(5)),
+      "95 lines could not be written here: No space left on device",
+      *(f"number {number:03}" for number in range(100, 103)),
     ]
-    assert matches[torn + 1].group(2) == "WARNING"
+    assert matches[5].group(2) == "WARNING"
 
   forked.run(check, forked.Place.OWN_MOUNTS)
 
