@@ -11,9 +11,9 @@ Whether the kernel itself killed one for want of memory stands in its log.
 Without the privilege, or on a kernel without the connector, none is known.
 
 As long as one listens, the kernel makes a message of whatever a process does.
-It stops when all have left who came; one that is killed does not leave, as the
-kernel counts listeners by what they say. That costs each start of a process
-less than a microsecond till the next boot, and nobody can undo it.
+It stops when all who came have said that they leave, and takes no notice of a
+listener that is killed: then it makes messages for nobody till the next boot.
+No listener can know how many did not leave, and make up for them.
 """
 
 from __future__ import annotations

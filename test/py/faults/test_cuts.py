@@ -187,7 +187,7 @@ def test_daemon_is_killed_in_the_middle(stage: Stage, events: bytes) -> None:
     heard = events[:cut]
     if events == _POWERDOWN:
       # The first daemon has noted it, or has not heard of it.
-      guest.say(_SHUTDOWN)
+      guest.say(fake_monitor.event("SHUTDOWN", fake_monitor.USER))
       is_whole = cut >= len(events) - _LINE_END
       right = endings.POWERDOWN if is_whole else endings.USER
       rights[guest.name] = right.verdict

@@ -16,7 +16,7 @@ import typing
 from unittest import mock
 
 import pytest
-from ganeti.kvmd import ctrldir
+from ganeti.kvmd import ctrldir, journal_files
 from guests import endings, lifetime
 from guests.daemon import Daemon
 
@@ -30,8 +30,9 @@ _VERDICTS = {
   Deed.USER_POWERS_OFF: endings.USER,
 }
 
-#: A journal that was made short occupies no more bytes.
-_SHORT = 60 * 1024
+#: A journal that was made short occupies no more bytes than are reserved, and a
+#: page or two.
+_SHORT = journal_files.RESERVED + 8 * 1024
 
 
 @contextlib.contextmanager
