@@ -6,7 +6,9 @@
 The directory holds, for each instance, the sockets that its QEMU makes and the
 marks that the daemon and the hypervisor leave for each other: empty files that
 say something of one life of the instance. They are written and removed here
-only, and what they are called is written down here only.
+only, and what they are called is written down here only. So is what the daemon
+says there of itself: by which rule it judges, as the hypervisor has to judge by
+the same when no daemon runs.
 
 Everything is done relative to the open directory and without following links:
 what a name stands for may change at any time.
@@ -45,6 +47,13 @@ _GANETI_MONITOR = ".qmp"
 #: Where Ganeti has the process numbers of its instances, seen from its control
 #: directory; with another directory nothing is there.
 _PROCESS_NUMBERS = os.path.join("..", "pid")
+
+#: Says which rule the daemon judges by, and the same while it is written.
+RULE = ".ganeti-kvmd.rule"
+_NEW_RULE = ".new" + RULE
+
+#: No rule's name is as long.
+_MAX_RULE = 64
 
 _FILE_MODE = 0o600
 
@@ -340,8 +349,73 @@ class ControlDirectory:
     @raise OSError: if it cannot be removed
 
     """
+    return self._unlink(instance + mark.value)
+
+  def rule(self) -> Optional[str]:
+    """Returns the rule that a daemon has said it judges by.
+
+    @return: None if none has, or it was somebody else
+
+    """
     try:
-      os.unlink(instance + mark.value, dir_fd=self.descriptor)
+      descriptor = os.open(
+        RULE,
+        os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC,
+        dir_fd=self.descriptor,
+      )
+    except OSError:
+      return None
+    try:
+      if not _is_only_ours(os.fstat(descriptor)):
+        return None
+      text = os.read(descriptor, _MAX_RULE)
+    except OSError:
+      return None
+    finally:
+      os.close(descriptor)
+    return text.decode("ascii", "replace").removesuffix("\n")
+
+  def say_rule(self, rule: Optional[str]) -> None:
+    """Says which rule the daemon judges by, for as long as none says another.
+
+    @param rule: None if nothing is to be said of it
+    @raise OSError: if that cannot be written or removed
+
+    """
+    if rule is not None and self.rule() == rule:
+      return
+    try:
+      self._unlink(_NEW_RULE)
+      if rule is None:
+        self._unlink(RULE)
+      else:
+        self._write_rule(rule.encode("ascii") + b"\n")
+    except OSError as err:
+      # Not every call says it, and the other name is of no interest.
+      err.filename = RULE
+      raise
+
+  def _write_rule(self, text: bytes) -> None:
+    descriptor = os.open(
+      _NEW_RULE,
+      os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC,
+      _FILE_MODE,
+      dir_fd=self.descriptor,
+    )
+    with open(descriptor, "wb") as file:
+      file.write(text)
+    os.rename(
+      _NEW_RULE, RULE, src_dir_fd=self.descriptor, dst_dir_fd=self.descriptor
+    )
+
+  def _unlink(self, name: str) -> bool:
+    """Removes a file.
+
+    @return: whether there was one
+
+    """
+    try:
+      os.unlink(name, dir_fd=self.descriptor)
     except OSError as err:
       if err.errno in _NO_SUCH_FILE:
         return False
@@ -405,6 +479,16 @@ def _is_mark(found: os.stat_result) -> bool:
   """Tells whether a file is what marks are: regular, empty, and only here."""
   return (
     stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and not found.st_size
+  )
+
+
+def _is_only_ours(found: os.stat_result) -> bool:
+  """Tells whether nobody else can have written a file."""
+  return (
+    stat.S_ISREG(found.st_mode)
+    and found.st_nlink == 1
+    and found.st_uid == os.geteuid()
+    and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
   )
 
 

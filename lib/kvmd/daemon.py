@@ -20,6 +20,7 @@ from ganeti.kvmd import (
   ctrldir,
   exits,
   journals,
+  lifecycle,
   monitors,
   processes,
   quota,
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
   from collections.abc import Callable
   from typing import Optional
 
-  from ganeti.kvmd import lifecycle
   from ganeti.kvmd.signals import Signals
 
 #: Seconds after which a control directory that cannot be used is tried again,
@@ -92,6 +92,7 @@ class Daemon:
     self._blindness = ""
     self._last_rescan = float("-inf")
     self._rescan_took = 0.0
+    self._is_rule_said = True
     self._next_rescan = time.monotonic()
     self._next_thorough = self._next_rescan + self._thorough_interval
     self._epoll = select.epoll()
@@ -123,6 +124,7 @@ class Daemon:
     )
     self._hand_out_directory()
     self._see()
+    self._say_rule()
 
   def close(self) -> None:
     """Lets go of everything, without a verdict on anybody."""
@@ -356,6 +358,28 @@ class Daemon:
     self._monitors.directory = self._directory
     self._journals.directory = self._directory
 
+  def _say_rule(self) -> None:
+    """Lets the hypervisor know by which rule the daemon judges."""
+    if self._directory is None:
+      return
+    rule = self._settings.rule
+    is_usual = rule is lifecycle.Rule.CAUSE
+    try:
+      self._directory.say_rule(None if is_usual else rule.value)
+      self._is_rule_said = True
+    except OSError as err:
+      if self._is_rule_said:
+        logging.warning(
+          "cannot say in %s that the rule is %s (%s: %s): while no daemon runs,"
+          " Ganeti may judge by another; trying again in %.0f s",
+          self._watch.path,
+          rule.value,
+          err.filename,
+          err.strerror,
+          self._settings.rescan_interval,
+        )
+      self._is_rule_said = False
+
   def _find_directory(self) -> Optional[ctrldir.ControlDirectory]:
     if self._watch.directory is None:
       return None
@@ -373,6 +397,7 @@ class Daemon:
     self._last_rescan = time.monotonic()
     if thoroughly:
       self._next_thorough = self._last_rescan + self._thorough_interval
+    self._say_rule()
     found = ctrldir.Instances(set(), set(), set())
     if self._directory is not None:
       try:

@@ -60,11 +60,11 @@ class Files(NamedTuple):
 
 
 def _suffix(text: str) -> str:
-  marks = [mark.value for mark in ctrldir.Mark]
+  taken = [mark.value for mark in ctrldir.Mark] + [ctrldir.RULE]
   if (
     not text
     or "/" in text
-    or any(text.endswith(mark) or mark.endswith(text) for mark in marks)
+    or any(text.endswith(own) or own.endswith(text) for own in taken)
   ):
     raise argparse.ArgumentTypeError(f"{text!r} can be no monitor's suffix")
   return text

@@ -401,3 +401,108 @@ def test_younger_life_is_known_of(tmp_path, name):
   assert not control.is_outdated("a", date)
   assert not control.is_outdated("b", 0)
   os.close(descriptor)
+
+
+# --- The daemon's rule ---
+
+
+def rule_file(ctrl_dir):
+  return ctrl_dir / ctrldir.RULE
+
+
+def test_rule(ctrl_dir, control):
+  assert control.rule() is None
+  control.say_rule(None)
+  assert names(ctrl_dir) == []
+  control.say_rule("sequence")
+  assert names(ctrl_dir) == [ctrldir.RULE]
+  found = os.lstat(rule_file(ctrl_dir))
+  assert stat.S_ISREG(found.st_mode)
+  assert stat.S_IMODE(found.st_mode) == 0o600
+  assert rule_file(ctrl_dir).read_text() == "sequence\n"
+  assert control.rule() == "sequence"
+  control.say_rule("other")
+  assert control.rule() == "other"
+  control.say_rule(None)
+  assert names(ctrl_dir) == []
+
+
+def test_rule_is_replaced_in_one_step(ctrl_dir, control):
+  control.say_rule("sequence")
+  with rule_file(ctrl_dir).open() as before:
+    control.say_rule("other")
+    assert before.read() == "sequence\n"
+
+
+def test_rule_that_was_said_is_not_said_again(ctrl_dir, control):
+  control.say_rule("sequence")
+  before = os.lstat(rule_file(ctrl_dir))
+  control.say_rule("sequence")
+  assert os.lstat(rule_file(ctrl_dir)) == before
+
+
+def test_rule_is_no_file_of_an_instance(control):
+  control.say_rule("sequence")
+  assert control.instances() == ctrldir.Instances(set(), set(), set())
+
+
+@pytest.mark.parametrize(
+  "make",
+  [
+    lambda path, other: path.symlink_to(other),
+    lambda path, other: path.symlink_to(path.parent / "nothing"),
+    lambda path, other: os.link(other, path),
+    lambda path, _: os.mkfifo(path),
+    lambda path, _: path.write_text("sequence\n") and path.chmod(0o620),
+    lambda path, _: path.write_text("sequence\n") and path.chmod(0o602),
+    lambda path, _: path.write_bytes(b""),
+    lambda path, _: path.write_bytes(b"\xff\n"),
+    lambda path, _: path.write_bytes(b"sequence" * 1000),
+    lambda path, _: FakeMonitor(path.parent, "", suffix=path.name),
+  ],
+)
+def test_what_is_not_the_daemons_says_no_rule(ctrl_dir, control, scratch, make):
+  other = scratch / "other"
+  other.write_text("sequence\n")
+  os.chmod(other, 0o600)
+  make(rule_file(ctrl_dir), other)
+  assert control.rule() != "sequence"
+  control.say_rule("sequence")
+  assert control.rule() == "sequence"
+  assert names(ctrl_dir) == [ctrldir.RULE]
+  control.say_rule(None)
+  assert names(ctrl_dir) == []
+  assert other.read_text() == "sequence\n"
+
+
+def test_strangers_say_no_rule(control, monkeypatch):
+  control.say_rule("sequence")
+  stranger = os.geteuid() + 1
+  monkeypatch.setattr(os, "geteuid", lambda: stranger)
+  assert control.rule() is None
+
+
+@pytest.mark.parametrize("rule", [None, "sequence"])
+def test_directory_in_place_of_the_rule_is_an_error(ctrl_dir, control, rule):
+  rule_file(ctrl_dir).mkdir()
+  assert control.rule() is None
+  with pytest.raises(IsADirectoryError) as err:
+    control.say_rule(rule)
+  assert err.value.filename == ctrldir.RULE
+
+
+def test_no_room_on_the_disk_for_the_rule(ctrl_dir):
+  def check():
+    forked.mount_small(str(ctrl_dir), files=1)
+    (ctrl_dir / "full").touch()
+    opened = os.open(ctrl_dir, os.O_RDONLY)
+    control = ControlDirectory(str(ctrl_dir), opened, ".kvmd")
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)) as err:
+      control.say_rule("sequence")
+    assert err.value.filename == ctrldir.RULE
+    assert control.rule() is None
+    (ctrl_dir / "full").unlink()
+    control.say_rule("sequence")
+    assert control.rule() == "sequence"
+
+  forked.run(check, forked.Place.OWN_MOUNTS)

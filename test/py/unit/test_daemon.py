@@ -561,6 +561,54 @@ def test_rule(scene):
   assert scene.verdict("web1") == "user"
 
 
+def said_rule(scene):
+  path = scene.ctrl_dir / ctrldir.RULE
+  return path.read_text() if path.exists() else None
+
+
+def test_rule_is_left_to_be_read(scene):
+  """By the hypervisor, which has to judge by the same without a daemon."""
+  assert said_rule(scene) is None
+  scene.start(rule=Rule.SEQUENCE)
+  assert said_rule(scene) == "sequence\n"
+  scene.stop()
+  assert said_rule(scene) == "sequence\n"
+  scene.start()
+  assert said_rule(scene) is None
+
+
+def test_rule_is_left_before_the_daemon_is_ready(ctrl_dir):
+  started = daemon.Daemon(
+    daemon.Settings(str(ctrl_dir), ".kvmd", Rule.SEQUENCE, 60.0)
+  )
+  assert (ctrl_dir / ctrldir.RULE).exists()
+  started.close()
+
+
+def test_rule_is_left_in_each_new_directory(scene, scratch):
+  scene.ctrl_dir.rmdir()
+  scene.start(rule=Rule.SEQUENCE)
+  for number in range(2):
+    scene.ctrl_dir.mkdir()
+    scene.until(said_rule, scene)
+    scene.ctrl_dir.rename(scratch / f"away{number}")
+    scene.says("is gone")
+
+
+def test_rule_that_cannot_be_left(scene):
+  """It is said once, and tried again."""
+  (scene.ctrl_dir / ctrldir.RULE).mkdir()
+  scene.start(rule=Rule.SEQUENCE, rescan_interval=0.01)
+  for _ in range(5):
+    scene.fence()
+  words = f"cannot say in {scene.ctrl_dir} that the rule is sequence"
+  assert scene.count(words) == 1
+  (line,) = (line for line in scene.lines if words in line)
+  assert f"({ctrldir.RULE}: Is a directory)" in line
+  (scene.ctrl_dir / ctrldir.RULE).rmdir()
+  scene.until(said_rule, scene)
+
+
 def test_guest_that_qemu_outlives(scene):
   """With -no-shutdown."""
   qemu = scene.attach("web1")

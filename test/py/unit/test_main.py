@@ -111,6 +111,7 @@ def run_here(*arguments, screen=None):
     ["--monitor-suffix=down"],
     ["--monitor-suffix=n"],
     ["--monitor-suffix=.powerdown"],
+    ["--monitor-suffix=.rule"],
     ["--pid-file="],
     ["--pid-file"],
     ["-df", "-y"],
