@@ -8,6 +8,9 @@ the mark. The hypervisor in turn marks an instance that an administrator stops,
 before it does anything about it. So, if both turn it off in the same moment,
 the daemon knows whose word counts, however late it comes to judge.
 
+An answer is not worth an instance: whatever goes wrong here is logged, and what
+Ganeti does itself is done all the same.
+
 C{test/py/unit/test_stock.py} lists all that is used of Ganeti here.
 """
 
@@ -19,7 +22,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from ganeti import constants
+from ganeti import constants, errors, objects
 from ganeti.kvmd import ctrldir, inquiry, journal_files, launch, lifecycle
 from ganeti.kvmd.ctrldir import Mark
 
@@ -33,6 +36,12 @@ _PATIENCE = 1.0
 
 _POLL_INTERVAL = 0.01
 
+#: What is done when Ganeti asks, and what it means if it fails.
+_FINDING_OUT = (
+  "find out whether its user shut it down",
+  "it is taken for crashed",
+)
+
 
 class UserShutdown:
   """Makes a KVM hypervisor tell a user's shutdown from a crash.
@@ -44,6 +53,7 @@ class UserShutdown:
   """
 
   _CTRL_DIR: str
+  _CheckDown: Callable[[str], Any]
   _InstancePidAlive: Callable[[str], Any]
 
   #: Whether the QEMU that is being started is to keep a journal.
@@ -58,8 +68,10 @@ class UserShutdown:
 
   def _ExecuteKVMRuntime(self, instance: Any, *args: Any, **kwargs: Any) -> Any:
     """Starts QEMU, for a start, a reboot or a migration to this node."""
+    # Ganeti does so as well: what is said of one that runs is not to be lost.
+    self._CheckDown(instance.name)
     self._ClearMarks(instance.name)
-    self._keeps_journal = instance.hvparams[constants.HV_KVM_USER_SHUTDOWN]
+    self._keeps_journal = _wants_user_shutdown(instance.hvparams)
     return super()._ExecuteKVMRuntime(instance, *args, **kwargs)
 
   def _RunKVMCmd(
@@ -78,18 +90,15 @@ class UserShutdown:
   @classmethod
   def _PrepareJournal(cls, name: str) -> list[str]:
     """Makes the files of a journal and returns QEMU's options for it."""
-    with cls._OpenDirectory() as directory:
-      try:
-        return journal_files.prepare(directory, name) if directory else []
-      except OSError as err:
-        logging.warning(
-          "Instance %s is started without a journal (%s: %s): if its user shuts"
-          " it down while the KVM daemon does not run, it is taken for crashed",
-          name,
-          err.filename,
-          err.strerror,
-        )
-        return []
+    with cls._Attempt(
+      name,
+      "make its journal",
+      "it is started without one; if its user shuts it down while the KVM"
+      " daemon does not run, it is taken for crashed",
+    ) as directory:
+      if directory is not None:
+        return journal_files.prepare(directory, name)
+    return []
 
   @staticmethod
   def _StartKvmd(hvparams: Optional[dict[str, Any]]) -> None:
@@ -98,7 +107,7 @@ class UserShutdown:
     @param hvparams: the instance's hypervisor parameters
 
     """
-    if hvparams is not None and hvparams[constants.HV_KVM_USER_SHUTDOWN]:
+    if _wants_user_shutdown(hvparams):
       launch.ensure()
 
   def StopInstance(
@@ -113,15 +122,37 @@ class UserShutdown:
 
     The shutdown file is removed at each call, also when the call fails.
 
+    Ganeti's node maintenance has only the name, and stops all instances of a
+    node that counts as offline one after the other, up to the first exception.
+    The disks of those after that may be in use on another node by then: what
+    goes wrong with one is logged there, and the others are stopped.
+
+    @param instance: None if there is only the name
+    @param name: None if there is the instance
+    @raise errors.HypervisorError: if it cannot be stopped
+
     """
-    if self._InstancePidAlive(instance.name)[2]:
-      self._MarkPowerdown(instance.name)
+    is_by_name = instance is None and name is not None
+    if is_by_name:
+      instance = objects.Instance(name=name)
+    stopped = instance.name if name is None else name
+    is_refused = name is not None and not force
+    if not is_refused:
+      self._MarkPowerdown(stopped)
     try:
       return super().StopInstance(
         instance, force=force, retry=retry, name=name, timeout=timeout
       )
+    except Exception:
+      if is_refused or not is_by_name:
+        raise
+      logging.exception(
+        "Instance %s cannot be stopped, and may still use its disks", name
+      )
+      return None
     finally:
-      self._ClearUserShutdown(instance.name)
+      if not is_refused:
+        self._ClearUserShutdown(stopped)
 
   def CleanupInstance(self, instance_name: str) -> Any:
     """Cleans up after a stopped instance."""
@@ -159,8 +190,8 @@ class UserShutdown:
     """
     try:
       info = super().GetInstanceInfo(instance_name, hvparams=hvparams)
-    except FileNotFoundError:
-      # QEMU's socket went away while it was asked: it is down by now.
+    except (FileNotFoundError, TypeError, errors.HypervisorError):
+      # What Ganeti trips over where QEMU ends while it is asked.
       info = super().GetInstanceInfo(instance_name, hvparams=hvparams)
     if info is None and self._AwaitUserShutdown(instance_name):
       info = super().GetInstanceInfo(instance_name, hvparams=hvparams)
@@ -169,7 +200,7 @@ class UserShutdown:
   @classmethod
   def _IsUserShutdown(cls, instance_name: str) -> bool:
     """Tells whether an instance that is down was turned off by its user."""
-    with cls._OpenDirectory() as directory:
+    with cls._Attempt(instance_name, *_FINDING_OUT) as directory:
       if directory is None:
         return False
       # The daemon marks an instance before it removes the journal: in this
@@ -180,6 +211,7 @@ class UserShutdown:
       if by_journal is not None:
         return by_journal
       return directory.is_marked(Mark.SHUTDOWN, instance_name)
+    return False
 
   @classmethod
   def _ClearUserShutdown(cls, instance_name: str) -> None:
@@ -195,35 +227,43 @@ class UserShutdown:
     A journal is removed with the marks, unless the instance lives.
 
     """
-    with cls._OpenDirectory() as directory:
-      if directory is None:
-        return
-      for mark in marks:
-        directory.remove(mark, instance_name)
-      if not journal_files.is_being_written(directory, instance_name):
+    for mark in marks:
+      with cls._Removal(instance_name) as directory:
+        if directory is not None:
+          directory.remove(mark, instance_name)
+    with cls._Removal(instance_name) as directory:
+      if directory is not None and not journal_files.is_being_written(
+        directory, instance_name
+      ):
         journal_files.remove(directory, instance_name)
 
   @classmethod
+  def _Removal(
+    cls, name: str
+  ) -> contextlib.AbstractContextManager[Optional[ctrldir.ControlDirectory]]:
+    return cls._Attempt(
+      name,
+      "remove what is known of its last life",
+      "it may pass for shut down by its user when it is not; remove that by"
+      " hand",
+    )
+
+  @classmethod
   def _MarkPowerdown(cls, instance_name: str) -> None:
-    """Marks an instance that an administrator stops.
+    """Marks an instance that an administrator stops, if it runs.
 
     If that fails, the daemon has only QEMU's word for it, which is right but
     for the case that the instance's user does the same at once.
 
     """
-    with cls._OpenDirectory() as directory:
-      if directory is None:
-        return
-      try:
+    with cls._Attempt(
+      instance_name,
+      "mark it as stopped by an administrator",
+      "should its user shut it down in the same moment, that is what counts",
+    ) as directory:
+      if directory is not None and cls._InstancePidAlive(instance_name)[2]:
         directory.write(
           Mark.POWERDOWN, instance_name, directory.life(instance_name)
-        )
-      except OSError as err:
-        logging.warning(
-          "Cannot mark instance %s as stopped by an administrator (%s: %s)",
-          instance_name,
-          err.filename,
-          err.strerror,
         )
 
   def _AwaitUserShutdown(self, instance_name: str) -> bool:
@@ -256,6 +296,55 @@ class UserShutdown:
 
   @classmethod
   @contextlib.contextmanager
+  def _Attempt(
+    cls, name: str, what: str, meaning: str
+  ) -> Iterator[Optional[ctrldir.ControlDirectory]]:
+    """Does something in the control directory that Ganeti can do without.
+
+    The parameters are those of L{_Tolerate}. There is no directory, either,
+    where it cannot be opened.
+
+    """
+    directory = None
+    with contextlib.ExitStack() as stack:
+      with cls._Tolerate(name, what, meaning):
+        directory = stack.enter_context(cls._OpenDirectory())
+      with cls._Tolerate(name, what, meaning):
+        yield directory
+
+  @classmethod
+  @contextlib.contextmanager
+  def _Tolerate(cls, name: str, what: str, meaning: str) -> Iterator[None]:
+    """Logs what fails for an instance, and goes on.
+
+    @param name: the instance's
+    @param what: what is done
+    @param meaning: what it means if it fails
+
+    """
+    try:
+      yield
+    except OSError as err:
+      path = os.path.join(cls._CTRL_DIR, str(err.filename or ""))
+      logging.warning(
+        "Instance %s: cannot %s (%s: %s): %s",
+        name,
+        what,
+        path,
+        err.strerror,
+        meaning,
+      )
+    except Exception:
+      logging.exception(
+        "Instance %s: cannot %s, by a fault of ganeti-kvmd, please report it:"
+        " %s",
+        name,
+        what,
+        meaning,
+      )
+
+  @classmethod
+  @contextlib.contextmanager
   def _OpenDirectory(cls) -> Iterator[Optional[ctrldir.ControlDirectory]]:
     """Opens the control directory; None if there is none."""
     try:
@@ -269,3 +358,12 @@ class UserShutdown:
       )
     finally:
       os.close(descriptor)
+
+
+def _wants_user_shutdown(hvparams: Optional[dict[str, Any]]) -> bool:
+  """Tells whether it is of interest if an instance's user shuts it down.
+
+  @param hvparams: the instance's hypervisor parameters
+
+  """
+  return bool(hvparams and hvparams.get(constants.HV_KVM_USER_SHUTDOWN))

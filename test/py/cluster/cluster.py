@@ -147,9 +147,15 @@ class Cluster:
     """Run a gnt-* command on the master, as L{Node.gnt} does."""
     return self.master.gnt(tool, *arguments)
 
-  def watch(self) -> None:
-    """Let Ganeti's watcher make its round, as cron does every five minutes."""
-    self.master.run("ganeti-watcher", "--ignore-pause", "--wait-children")
+  def watch(self, node: Node | None = None, *, check: bool = True) -> None:
+    """Let Ganeti's watcher make its round, as cron does every five minutes.
+
+    @param node: where, by default on the master
+    @param check: whether its failure is the caller's as well
+
+    """
+    command = ("ganeti-watcher", "--ignore-pause", "--wait-children")
+    (node or self.master).run(*command, check=check)
 
   def add_node(self) -> Node:
     """Make a node and let it join."""

@@ -10,10 +10,12 @@ Each test goes on where the one before it has left the cluster.
 from __future__ import annotations
 
 import collections.abc
+import inspect
 import os
 import pathlib
 
 import pytest
+from ganeti import constants
 
 from cluster import sides
 from cluster.cluster import Cluster
@@ -23,6 +25,17 @@ _SOURCE_DIR = pathlib.Path(__file__).resolve().parents[3]
 _BUILD_DIR = pathlib.Path(
   os.environ.get("GANETI_KVMD_BUILD", _SOURCE_DIR / "build")
 )
+
+_OURS = ("ours1", "ours2", "ours3", "ours4")
+
+#: What Ganeti's watcher does on a node that is offline, to some instances
+_MAINTAIN = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from ganeti.watcher import nodemaint
+names = [(name, "kvm") for name in sys.argv[2:]]
+nodemaint.NodeMaintenance.ShutdownInstances(names)
+"""
 
 pytestmark = pytest.mark.skipif(
   os.geteuid() != 0, reason="only root can make a cluster in namespaces"
@@ -56,12 +69,12 @@ def _start(cluster: Cluster, name: str) -> Instance:
 
 @pytest.fixture(scope="module")
 def started_by_stock(cluster: Cluster) -> list[Instance]:
-  return [_start(cluster, name) for name in ("stock1", "stock2")]
+  return [_start(cluster, name) for name in ("stock1", "stock2", "stock3")]
 
 
 @pytest.fixture(scope="module")
 def started_by_ours(cluster: Cluster) -> list[Instance]:
-  return [_start(cluster, name) for name in ("ours1", "ours2", "ours3")]
+  return [_start(cluster, name) for name in _OURS]
 
 
 def _processes(cluster: Cluster, instances: list[Instance]) -> list[int | None]:
@@ -74,12 +87,28 @@ def test_enable_touches_no_instance(
   before = _processes(cluster, started_by_stock)
   _setup(cluster, "enable", "--restart")
   assert _processes(cluster, started_by_stock) == before
-  assert [each.state() for each in started_by_stock] == [RUNNING, RUNNING]
-  first, second = started_by_stock
+  assert [each.state() for each in started_by_stock] == [RUNNING] * 3
+  first, second, _ = started_by_stock
   first.power_off()
   assert first.state() == USER_DOWN
   second.kill("KILL")
   assert second.state() == ERROR_DOWN
+
+
+def test_node_maintenance_stops_whosever_it_is(
+  cluster: Cluster,
+  started_by_stock: list[Instance],
+  started_by_ours: list[Instance],
+) -> None:
+  stopped = [started_by_stock[2], started_by_ours[3]]
+  assert None not in _processes(cluster, stopped)
+  library = pathlib.Path(inspect.getsourcefile(constants)).parents[1]
+  names = [each.name for each in stopped]
+  command = ["python3", "-c", _MAINTAIN, str(library), *names]
+  said = cluster.master.run(*command)
+  assert (said.stdout, said.stderr) == ("", "")
+  assert _processes(cluster, stopped) == [None, None]
+  assert [each.state() for each in stopped] == [ERROR_DOWN] * 2
 
 
 def test_verdict_without_a_daemon(
@@ -87,7 +116,7 @@ def test_verdict_without_a_daemon(
 ) -> None:
   """QEMU's journal is enough, the moment that the process is gone."""
   sides.kill_daemon(cluster.master)
-  first, second, _ = started_by_ours
+  first, second = started_by_ours[:2]
   first.power_off()
   assert first.state() == USER_DOWN
   second.kill("KILL")
@@ -98,7 +127,7 @@ def test_verdict_without_a_daemon(
 def test_disable_touches_no_instance(
   cluster: Cluster, started_by_ours: list[Instance]
 ) -> None:
-  third = started_by_ours[-1]
+  third = started_by_ours[2]
   before = third.process(cluster.master)
   assert before is not None
   _setup(cluster, "disable", "--restart")

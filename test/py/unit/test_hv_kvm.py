@@ -9,22 +9,28 @@ command line stands for it, and nothing is started or asked to shut down.
 
 from __future__ import annotations
 
+import argparse
 import collections.abc
+import contextlib
+import errno
 import logging
 import os
 import pathlib
 import shutil
+import socket
 import subprocess
 import sys
 import threading
 import time
 
 import pytest
-from ganeti import constants, errors, objects
+import stock_calls
+from ganeti import constants, errors, objects, utils
 from ganeti.hypervisor import hv_base, hv_kvm
 from ganeti.hypervisor.hv_kvm import stock
-from ganeti.kvmd import ctrldir, launch
+from ganeti.kvmd import ctrldir, journal, launch
 from ganeti.kvmd.ctrldir import Mark
+from ganeti.watcher import nodemaint
 from guests import lifetime
 
 NAME = "web1.example.com"
@@ -78,6 +84,21 @@ class Place:
     events.write_bytes(_GREETING + _USER)
     return events
 
+  def files(self) -> set[str]:
+    """Says which files there are, but for those that stock knows nothing of."""
+    return {
+      str(path.relative_to(self.root))
+      for path in self.root.rglob("*")
+      if not path.is_dir() and path.suffix != Mark.POWERDOWN.value
+    }
+
+  def clear(self) -> None:
+    """Ends all processes and removes all files."""
+    self.stop_all()
+    for path in self.root.rglob("*"):
+      if not path.is_dir():
+        path.unlink()
+
   def settle(self) -> None:
     """Makes it long ago that anything changed."""
     os.utime(self.ctrl, (1, 1))
@@ -88,6 +109,10 @@ class Place:
     qemu = self._start("-c", waiting, "-name", name, "-m", "32", "-smp", "1")
     (self.root / "pid" / name).write_text(f"{qemu.pid}\n")
     return qemu
+
+  def run(self, name: str = NAME) -> None:
+    """Leaves what is left of an instance that ran and ended by itself."""
+    (self.root / "conf" / f"{name}.runtime").touch()
 
   def start_daemon(self) -> None:
     """Starts what holds the daemon's pidfile."""
@@ -100,6 +125,7 @@ class Place:
       each.kill()
       each.wait()
       each.stdout.close()
+    self._processes.clear()
 
   def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
     process = lifetime.start(
@@ -168,6 +194,27 @@ class TestStart:
     assert not events.exists()
     assert place.marks(OTHER) == _MARKS
 
+  def test_what_is_said_of_one_that_runs_is_left(
+    self, hypervisor, place: Place, runtime
+  ) -> None:
+    """A migration to where it is already, say: Ganeti refuses that."""
+    place.start_qemu()
+    for mark in _MARKS:
+      place.mark(mark)
+    events = place.journal()
+    with pytest.raises(errors.HypervisorError, match="already running"):
+      hypervisor._ExecuteKVMRuntime(_instance(), "runtime", "help")
+    assert place.marks() == _MARKS
+    assert events.exists()
+    assert runtime == []
+
+  def test_without_its_parameters(self, hypervisor, runtime) -> None:
+    for hvparams in ({}, None):
+      instance = objects.Instance(name=NAME, hvparams=hvparams)
+      hypervisor._ExecuteKVMRuntime(instance, "runtime", "help")
+      hypervisor._StartKvmd(hvparams)
+    assert runtime == [[], []]
+
   def test_without_a_control_directory(
     self, hypervisor, place: Place, runtime
   ) -> None:
@@ -209,7 +256,10 @@ class TestStart:
     (place.ctrl / f"{NAME}{ctrldir.JOURNAL_EVENTS}").mkdir()
     hypervisor._RunKVMCmd(NAME, ["qemu"], [])
     assert commands == [["qemu"]]
-    assert f"Instance {NAME} is started without a journal" in caplog.text
+    assert f"Instance {NAME}: cannot make its journal ({place.ctrl}/" in (
+      caplog.text
+    )
+    assert "Is a directory): it is started without one" in caplog.text
 
   @pytest.mark.parametrize(
     ("hvparams", "wanted"),
@@ -305,7 +355,9 @@ class TestStop:
     (place.ctrl / f"{NAME}{Mark.POWERDOWN.value}").mkdir()
     hypervisor.StopInstance(_instance())
     assert len(stopping) == 1
-    assert f"Cannot mark instance {NAME}" in caplog.text
+    path = place.ctrl / f"{NAME}{Mark.POWERDOWN.value}"
+    assert f"Instance {NAME}: cannot mark it" in caplog.text
+    assert f"({path}: Is a directory)" in caplog.text
 
 
 class TestCleanup:
@@ -327,6 +379,255 @@ class TestCleanup:
     with pytest.raises(errors.HypervisorError, match="live instance"):
       hypervisor.CleanupInstance(NAME)
     assert place.marks() == [Mark.POWERDOWN]
+
+
+class TestMaintenance:
+  """Ganeti's watcher stops what runs on a node that counts as offline."""
+
+  _NAMES = ("web0", "web1", "web2")
+
+  @pytest.fixture(autouse=True)
+  def served(self, monkeypatch, hypervisor) -> None:
+    """The hypervisor is found by the watcher."""
+    monkeypatch.setattr(
+      nodemaint.hypervisor, "GetHypervisor", {"kvm": hypervisor}.get
+    )
+
+  def _maintain(self, hypervisor) -> None:
+    running = [(name, "kvm") for name in hypervisor.ListInstances()]
+    assert sorted(running) == [(name, "kvm") for name in self._NAMES]
+    nodemaint.NodeMaintenance.ShutdownInstances(running)
+
+  def test_all_are_stopped(self, hypervisor, place: Place, caplog) -> None:
+    qemus = [place.start_qemu(name) for name in self._NAMES]
+    for name in self._NAMES:
+      place.mark(Mark.SHUTDOWN, name)
+    self._maintain(hypervisor)
+    for qemu in qemus:
+      qemu.wait(timeout=lifetime.PATIENCE)
+    assert hypervisor.ListInstances() == []
+    for name in self._NAMES:
+      assert place.marks(name) == [Mark.POWERDOWN]
+    assert not caplog.records
+
+  def test_also_after_one_that_cannot_be(
+    self, hypervisor, monkeypatch, place: Place, caplog
+  ) -> None:
+    qemus = {place.start_qemu(name).pid: name for name in self._NAMES}
+    immortal = min(qemus)
+    kill = utils.KillProcess
+
+    def kill_all_but_one(process: int) -> None:
+      if process == immortal:
+        raise PermissionError(1, "Operation not permitted")
+      kill(process)
+
+    monkeypatch.setattr(utils, "KillProcess", kill_all_but_one)
+    self._maintain(hypervisor)
+    assert hypervisor.ListInstances() == [qemus[immortal]]
+    words = f"Instance {qemus[immortal]} cannot be stopped"
+    assert caplog.text.count("cannot be stopped") == 1
+    assert caplog.text.count(words) == 1
+    assert "Operation not permitted" in caplog.text
+
+  def test_by_name_only_by_force(self, hypervisor, place: Place) -> None:
+    """As it is with Ganeti's own; then nothing is said of it either."""
+    place.start_qemu("web0")
+    place.mark(Mark.SHUTDOWN, "web0")
+    with pytest.raises(errors.HypervisorError, match="by name only"):
+      hypervisor.StopInstance(None, name="web0")
+    assert hypervisor.ListInstances() == ["web0"]
+    assert place.marks("web0") == [Mark.SHUTDOWN]
+
+
+@pytest.mark.parametrize("call", stock_calls.find(), ids=str)
+@pytest.mark.parametrize("lives", [False, True])
+@pytest.mark.parametrize("success", [False, True])
+class TestEveryCall:
+  """Each call that Ganeti makes of a method of ours, with what it passes."""
+
+  @pytest.fixture(autouse=True)
+  def started(self, monkeypatch) -> list[str]:
+    """What is started; nobody is asked for anything."""
+    found = []
+    for method in (
+      "_CallMonitorCommand",
+      "_ClearInstanceMigrationCapabilities",
+      "_ConfigureRoutedNICs",
+    ):
+      monkeypatch.setattr(stock.KVMHypervisor, method, lambda *_, **__: None)
+
+    def execute(self, instance, *_, **__) -> None:
+      self._CheckDown(instance.name)
+      self._ClearUserShutdown(instance.name)
+      found.append("a runtime")
+
+    def run(*_, **__) -> argparse.Namespace:
+      found.append("a command")
+      return argparse.Namespace(failed=False)
+
+    monkeypatch.setattr(stock.KVMHypervisor, "_ExecuteKVMRuntime", execute)
+    monkeypatch.setattr(stock.KVMHypervisor, "_RunKVMCmd", run)
+    monkeypatch.setattr(utils, "RunCmd", run)
+    monkeypatch.setattr(launch, "ensure", run)
+    return found
+
+  def _make(
+    self, hypervisor: stock.KVMHypervisor, call, *, success: bool
+  ) -> object:
+    """Makes a call; returns its result, or the kind of its exception."""
+    hypervisor.qmp = type("Qmp", (), {"ContinueGuestEmulation": print})()
+    instance = _instance()
+    known = {
+      "hvparams": instance.hvparams,
+      "incoming_address": ("node2", 8102),
+      "info": "runtime",
+      "instance": NAME if call.method == "GetInstanceInfo" else instance,
+      "instance_name": NAME,
+      "kvm_cmd": ["qemu"],
+      "kvm_runtime": (["qemu"], [], {}, []),
+      "kvmhelp": "help",
+      "live": True,
+      "name": NAME,
+      "self": argparse.Namespace(tried_once=True),
+      "success": success,
+      "tapfds": [],
+      "timeout": 5,
+    }
+    positional = [eval(each, known) for each in call.positional]
+    named = {key: eval(each, known) for key, each in call.named.items()}
+    try:
+      return getattr(hypervisor, call.method)(*positional, **named)
+    except (errors.GenericError, AttributeError) as err:
+      return type(err)
+
+  def test_comes_to_the_same(
+    self, place: Place, started, call, lives: bool, success: bool
+  ) -> None:
+    """As with Ganeti's own class, which leaves a shutdown file if it fails."""
+    seen = []
+    for kind in (stock.KVMHypervisor, hv_kvm.KVMHypervisor):
+      qemu = place.start_qemu() if lives else None
+      place.run()
+      place.mark(Mark.SHUTDOWN)
+      result = self._make(kind(), call, success=success)
+      if isinstance(result, tuple):
+        result = [each for each in result if not qemu or each != qemu.pid]
+      seen.append((result, place.files(), kind().ListInstances(), *started))
+      started.clear()
+      place.clear()
+    (by_stock, stock_files, *stock_rest), (by_ours, files, *rest) = seen
+    if call.place.startswith("watcher/nodemaint"):
+      assert (by_stock, by_ours) == (AttributeError, None)
+    else:
+      assert by_ours == by_stock
+    has_failed = by_stock in (AttributeError, errors.ProgrammerError)
+    left = {f"ctrl/{NAME}.shutdown"} if has_failed else set()
+    assert files == stock_files - left
+    assert rest == stock_rest
+
+
+#: What ours uses, each of which may fail.
+_PARTS = [
+  (ctrldir.ControlDirectory, name)
+  for name in (
+    "__init__",
+    "is_marked",
+    "life",
+    "remove",
+    "write",
+  )
+] + [
+  (journal, name)
+  for name in ("is_being_written", "opened", "prepare", "remove")
+]
+
+
+@pytest.mark.parametrize(
+  "fault",
+  [
+    PermissionError(errno.EACCES, os.strerror(errno.EACCES), "some-file"),
+    FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "some-file"),
+    OSError(errno.ENOLCK, os.strerror(errno.ENOLCK)),
+    RuntimeError("a fault of our own"),
+  ],
+  ids=lambda fault: type(fault).__name__,
+)
+@pytest.mark.parametrize(
+  "part", _PARTS, ids=lambda part: f"{part[0].__name__}.{part[1]}"
+)
+class TestWhateverFails:
+  """A failure of ours keeps Ganeti from nothing."""
+
+  @pytest.fixture(autouse=True)
+  def failing(self, monkeypatch, place: Place, part, fault) -> list[object]:
+    """Breaks one part, and says how often it was used."""
+    place.journal()
+    place.mark(Mark.SHUTDOWN)
+    place.run()
+    used = []
+
+    def fail(*arguments, **_) -> None:
+      used.append(arguments)
+      raise fault
+
+    monkeypatch.setattr(*part, fail)
+    return used
+
+  @pytest.fixture(autouse=True)
+  def is_told(
+    self, caplog, part, fault, failing
+  ) -> collections.abc.Iterator[None]:
+    """The log names the instance, the file and the reason."""
+    yield
+    records = caplog.get_records("call")
+    for record in records:
+      words = record.getMessage()
+      assert NAME in words
+      if isinstance(fault, OSError):
+        assert fault.strerror in words
+        assert not fault.filename or fault.filename in words
+      else:
+        assert record.exc_info[1] is fault
+    # A journal that is missing is no failure, nor is one that may be in use.
+    is_odd = not isinstance(fault, FileNotFoundError) and part[1] != "opened"
+    assert not failing or records or not is_odd
+
+  def test_start(self, hypervisor, monkeypatch, failing) -> None:
+    done = []
+
+    def execute(self, instance, *_) -> None:
+      self._CheckDown(instance.name)
+      self._ClearUserShutdown(instance.name)
+      self._RunKVMCmd(instance.name, ["qemu"], [])
+
+    monkeypatch.setattr(stock.KVMHypervisor, "_ExecuteKVMRuntime", execute)
+    monkeypatch.setattr(
+      stock.KVMHypervisor,
+      "_RunKVMCmd",
+      lambda _self, _name, command, _fds: done.append(command[0]),
+    )
+    hypervisor._ExecuteKVMRuntime(_instance(), "runtime", "help")
+    assert done == ["qemu"]
+
+  def test_stop(self, hypervisor, place: Place, failing) -> None:
+    for stop in (
+      lambda: hypervisor.StopInstance(_instance(), force=True),
+      lambda: hypervisor.StopInstance(None, force=True, name=NAME),
+      lambda: hypervisor.FinalizeMigrationDst(_instance(), "info", False),
+      lambda: hypervisor.FinalizeMigrationSource(_instance(), True, True),
+    ):
+      qemu = place.start_qemu()
+      stop()
+      qemu.wait(timeout=lifetime.PATIENCE)
+
+  def test_cleanup(self, hypervisor, place: Place, failing) -> None:
+    hypervisor.CleanupInstance(NAME)
+    assert not (place.root / "conf" / f"{NAME}.runtime").exists()
+
+  def test_info(self, hypervisor, place: Place, failing) -> None:
+    assert hypervisor.GetInstanceInfo(NAME) in (None, TestInfo._SHUTDOWN)
+    assert len(list(hypervisor.GetAllInstancesInfo())) <= 1
 
 
 class TestMigration:
@@ -436,6 +737,64 @@ class TestInfo:
       (place.root / "conf" / f"{name}.runtime").touch()
     place.mark(Mark.SHUTDOWN)
     assert list(hypervisor.GetAllInstancesInfo()) == [self._SHUTDOWN]
+
+
+class TestInfoMeanwhile:
+  """QEMU ends while it is asked."""
+
+  @pytest.fixture
+  def asked(self, place: Place) -> collections.abc.Iterator[list[Mark]]:
+    """The marks that the daemon makes when QEMU ends, having been asked."""
+    qemu = place.start_qemu()
+    marks = []
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as monitor:
+      monitor.bind(str(place.ctrl / f"{NAME}.qmp"))
+      monitor.listen()
+
+      def end() -> None:
+        connection, _ = monitor.accept()
+        with connection:
+          for mark in marks:
+            place.mark(mark)
+          qemu.kill()
+          qemu.wait()
+
+      ending = threading.Thread(target=end)
+      ending.start()
+      yield marks
+      ending.join()
+
+  @pytest.mark.parametrize("all_of_them", [False, True])
+  @pytest.mark.parametrize("is_user", [False, True])
+  def test_hang_up(
+    self, hypervisor, place, asked, all_of_them: bool, is_user: bool
+  ) -> None:
+    if is_user:
+      asked.append(Mark.SHUTDOWN)
+    place.run()
+    if all_of_them:
+      found = list(hypervisor.GetAllInstancesInfo())
+    else:
+      found = [hypervisor.GetInstanceInfo(NAME)]
+    expected = [TestInfo._SHUTDOWN] if is_user else [None]
+    assert found == ([] if all_of_them and not is_user else expected)
+
+  @pytest.mark.parametrize(
+    "error", [FileNotFoundError, TypeError, errors.HypervisorError]
+  )
+  def test_what_ganeti_trips_over(
+    self, hypervisor, monkeypatch, place, error
+  ) -> None:
+    calls = []
+
+    def trip(*_arguments, **_named) -> None:
+      calls.append(())
+      if len(calls) == 1:
+        raise error
+
+    monkeypatch.setattr(stock.KVMHypervisor, "GetInstanceInfo", trip)
+    assert hypervisor.GetInstanceInfo(NAME) is None
+    assert len(calls) == 2
 
 
 class TestAsStock:

@@ -18,29 +18,17 @@ import subprocess
 import typing
 
 import pytest
+import stock_calls
 from ganeti import constants, hypervisor, utils
 from ganeti.hypervisor import hv_base, hv_kvm
 from ganeti.hypervisor.hv_kvm import stock, user_shutdown
 from ganeti.kvmd import ctrldir, launch
 from ganeti.kvmd.setup import node
+from stock_calls import OVERRIDDEN
 
 _LIB = pathlib.Path(__file__).resolve().parents[3] / "lib"
 _STOCK = stock.KVMHypervisor
 _OURS = user_shutdown.UserShutdown
-
-#: Methods of Ganeti's that ours take the place of.
-OVERRIDDEN = {
-  "CleanupInstance",
-  "FinalizeMigrationDst",
-  "FinalizeMigrationSource",
-  "GetInstanceInfo",
-  "StopInstance",
-  "_ClearUserShutdown",
-  "_ExecuteKVMRuntime",
-  "_IsUserShutdown",
-  "_RunKVMCmd",
-  "_StartKvmd",
-}
 
 #: What Ganeti's methods have to call, so that ours are reached.
 CALLS = {
@@ -179,9 +167,21 @@ class TestMethods:
   def test_calls(self, method: str) -> None:
     assert _called(method) >= CALLS[method]
 
+  def test_everything_is_called(self) -> None:
+    assert {call.method for call in stock_calls.find()} == OVERRIDDEN
+
+  @pytest.mark.parametrize("call", stock_calls.find(), ids=str)
+  def test_arguments(self, call: stock_calls.Call) -> None:
+    """They fit ours; C{test_hv_kvm} makes these calls."""
+    found = inspect.getattr_static(_OURS, call.method)
+    hidden = [] if isinstance(found, staticmethod) else [None]
+    signature = inspect.signature(_static(call.method))
+    signature.bind(*hidden, *call.positional, **call.named)
+
   def test_what_ours_call(self) -> None:
     _, process, alive = _STOCK._InstancePidAlive("no-such-instance")
     assert (process, alive) == (0, False)
+    assert _STOCK._CheckDown("no-such-instance") is None
     inspect.signature(utils.RunCmd).bind(["command"], timeout=1)
     result = utils.RunCmd(["false"], timeout=10)
     assert result.failed
