@@ -289,6 +289,14 @@ class ControlDirectory:
         return True
     return False
 
+  def has_monitor(self, instance: str) -> bool:
+    """Tells whether there is a file that has the name of a monitor.
+
+    @raise OSError: if that cannot be found out
+
+    """
+    return self._find(instance + self._suffix) is not None
+
   def has_journal(self, instance: str) -> bool:
     """Tells whether an instance has a journal.
 

@@ -18,6 +18,17 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
   from typing import Optional
 
+#: Running, or in a sleep that no signal ends; see proc(5).
+_BUSY = (b"R", b"D")
+
+#: Where the times are, counted from the state on.
+_USER_TIME = 11
+_SYSTEM_TIME = 12
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+_MAX_STATUS = 4096
+
 #: Seconds from the end of a life to the end of its process: some microseconds,
 #: or more where there are many that want to run. The number is not given out
 #: again before all others were.
@@ -122,3 +133,26 @@ def is_alive(process: int) -> bool:
   except PermissionError:
     return True
   return True
+
+
+def at_work(process: int) -> Optional[float]:
+  """Tells whether a process does something, or waits for the disk.
+
+  Who waits for something is awake the moment that it comes. So a process that
+  sleeps has seen to all that it waited for.
+
+  @param process: the number
+  @return: how long it has worked so far, in seconds of processor time; None if
+    it sleeps or is stopped, or there is none
+
+  """
+  try:
+    with open(f"/proc/{process}/stat", "rb") as file:
+      text = file.read(_MAX_STATUS)
+  except OSError:
+    return None
+  # The name of the process comes before, in brackets, and may be anything.
+  fields = text.rpartition(b") ")[2].split()
+  if not fields or fields[0] not in _BUSY:
+    return None
+  return sum(map(int, fields[_USER_TIME : _SYSTEM_TIME + 1])) / _TICKS

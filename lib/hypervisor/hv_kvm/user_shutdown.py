@@ -23,16 +23,27 @@ import time
 from typing import TYPE_CHECKING
 
 from ganeti import constants, errors, objects
-from ganeti.kvmd import ctrldir, inquiry, journal_files, launch, lifecycle
+from ganeti.kvmd import (
+  ctrldir,
+  inquiry,
+  journal_files,
+  launch,
+  lifecycle,
+  processes,
+)
 from ganeti.kvmd.ctrldir import Mark
 
 if TYPE_CHECKING:
   from collections.abc import Callable, Iterable, Iterator
   from typing import Any, Optional
 
-#: How long the daemon may take to judge an instance that has just ended, in
-#: seconds. It does so in a millisecond, unless the node is very busy.
+#: Longest to wait for the daemon, in seconds, for all instances that are asked
+#: about: it knows of an end in a millisecond, unless the node is very busy.
 _PATIENCE = 1.0
+
+#: Longest that the daemon may work meanwhile, in seconds: in that time it sees
+#: to a thousand ends. If it takes more, what it has to do has no end.
+_EFFORT = 0.1
 
 _POLL_INTERVAL = 0.01
 
@@ -54,14 +65,16 @@ class UserShutdown:
 
   _CTRL_DIR: str
   _CheckDown: Callable[[str], Any]
+  _InstanceKVMRuntime: Callable[[str], str]
   _InstancePidAlive: Callable[[str], Any]
 
   #: Whether the QEMU that is being started is to keep a journal.
   _keeps_journal = False
 
-  #: When waiting for the daemon ends, for all instances that are asked about,
-  #: by the monotonic clock; None before it began.
-  _patience_ends: Optional[float] = None
+  #: What is left of the patience, in seconds, and how long the daemon will have
+  #: worked when it is over; None before it began.
+  _patience = _PATIENCE
+  _enough: Optional[float] = None
 
   #: How long journals may be read.
   _budget = inquiry.Budget()
@@ -267,32 +280,49 @@ class UserShutdown:
         )
 
   def _AwaitUserShutdown(self, instance_name: str) -> bool:
-    """Waits for the daemon, if the instance may have ended just now.
-
-    QEMU removes its sockets when it ends. So only where the control directory
-    was changed a moment ago there is something to wait for.
+    """Waits for the daemon, as long as it may be about to mark an instance.
 
     @return: whether the instance turned out to be turned off by its user
 
     """
-    now = time.monotonic()
-    if self._patience_ends is None:
-      self._patience_ends = now + _PATIENCE
-    while now < self._patience_ends and self._HasJustChanged():
-      time.sleep(_POLL_INTERVAL)
-      if self._IsUserShutdown(instance_name):
-        return True
-      now = time.monotonic()
+    with self._Tolerate(instance_name, *_FINDING_OUT):
+      while self._MayBeMarked(instance_name):
+        # In this order nothing is missed that the daemon does in between.
+        worked = _daemon_at_work()
+        if self._IsUserShutdown(instance_name):
+          return True
+        if worked is None or self._patience <= 0.0:
+          break
+        if self._enough is None:
+          self._enough = worked + _EFFORT
+        if worked >= self._enough:
+          break
+        began = time.monotonic()
+        time.sleep(_POLL_INTERVAL)
+        self._patience -= time.monotonic() - began
     return False
 
   @classmethod
-  def _HasJustChanged(cls) -> bool:
-    """Tells whether a running daemon may be about to mark an instance."""
-    try:
-      age = time.time() - os.stat(cls._CTRL_DIR).st_mtime
-      return 0 <= age < _PATIENCE and launch.running() is not None
-    except OSError:
+  def _MayBeMarked(cls, instance_name: str) -> bool:
+    """Tells whether an instance that is down may be marked just now.
+
+    The daemon knows nothing that we do not know of an instance that was never
+    started here, that left a journal, or that was killed and so left its
+    monitor. And if no QEMU has removed its sockets a moment ago, none has ended
+    by itself.
+
+    """
+    if not os.path.exists(cls._InstanceKVMRuntime(instance_name)):
       return False
+    with cls._OpenDirectory() as directory:
+      if directory is None:
+        return False
+      changed = os.fstat(directory.descriptor).st_mtime
+      return (
+        0 <= time.time() - changed < _PATIENCE
+        and not directory.has_monitor(instance_name)
+        and not directory.has_journal(instance_name)
+      )
 
   @classmethod
   @contextlib.contextmanager
@@ -367,3 +397,14 @@ def _wants_user_shutdown(hvparams: Optional[dict[str, Any]]) -> bool:
 
   """
   return bool(hvparams and hvparams.get(constants.HV_KVM_USER_SHUTDOWN))
+
+
+def _daemon_at_work() -> Optional[float]:
+  """Tells whether the daemon has yet to see to something.
+
+  @return: how long it has worked so far, in seconds; None if it rests, or does
+    not run
+
+  """
+  daemon = launch.running()
+  return None if daemon is None else processes.at_work(daemon)

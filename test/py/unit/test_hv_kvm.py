@@ -27,8 +27,8 @@ import pytest
 import stock_calls
 from ganeti import constants, errors, objects, utils
 from ganeti.hypervisor import hv_base, hv_kvm
-from ganeti.hypervisor.hv_kvm import stock
-from ganeti.kvmd import ctrldir, journal, launch
+from ganeti.hypervisor.hv_kvm import stock, user_shutdown
+from ganeti.kvmd import ctrldir, journal, launch, processes
 from ganeti.kvmd.ctrldir import Mark
 from ganeti.watcher import nodemaint
 from guests import lifetime
@@ -54,7 +54,6 @@ sys.path.insert(0, sys.argv[1])
 from ganeti.kvmd import pidfile
 lock = pidfile.PidFile(sys.argv[2])
 print("ready", flush=True)
-signal.pause()
 """
 
 
@@ -114,10 +113,21 @@ class Place:
     """Leaves what is left of an instance that ran and ended by itself."""
     (self.root / "conf" / f"{name}.runtime").touch()
 
-  def start_daemon(self) -> None:
-    """Starts what holds the daemon's pidfile."""
+  def start_daemon(self, *, busy: bool = False) -> int:
+    """Starts what holds the daemon's pidfile.
+
+    @param busy: whether it has something to do all the time
+    @return: its process
+
+    """
     build = os.environ["GANETI_KVMD_BUILD"]
-    self._start("-c", _HOLD, build, str(self.pid_file))
+    script = _HOLD + ("while True: pass\n" if busy else "signal.pause()\n")
+    daemon = self._start("-c", script, build, str(self.pid_file))
+    if not busy:
+      lifetime.wait_until(
+        lambda: processes.at_work(daemon.pid) is None, "the daemon rests"
+      )
+    return daemon.pid
 
   def stop_all(self) -> None:
     """Ends all processes."""
@@ -532,6 +542,8 @@ _PARTS = [
   (ctrldir.ControlDirectory, name)
   for name in (
     "__init__",
+    "has_journal",
+    "has_monitor",
     "is_marked",
     "life",
     "remove",
@@ -700,38 +712,6 @@ class TestInfo:
     assert info[:3] == (NAME, qemu.pid, 32)
     assert info[4] is hv_base.HvInstanceState.RUNNING
 
-  def test_waits_for_the_daemon(self, hypervisor, place: Place) -> None:
-    place.start_daemon()
-    place.mark(Mark.POWERDOWN, OTHER)  # The directory has just changed
-    timer = threading.Timer(0.2, place.mark, [Mark.SHUTDOWN])
-    timer.start()
-    assert hypervisor.GetInstanceInfo(NAME) == self._SHUTDOWN
-    timer.join()
-
-  @pytest.mark.parametrize("why", ["no daemon", "long ago", "no directory"])
-  def test_does_not_wait_in_vain(
-    self, hypervisor, place: Place, why: str
-  ) -> None:
-    if why != "no daemon":
-      place.start_daemon()
-    if why == "long ago":
-      place.settle()
-    elif why == "no directory":
-      place.ctrl.rmdir()
-    began = time.monotonic()
-    assert hypervisor.GetInstanceInfo(NAME) is None
-    assert time.monotonic() - began < 0.5
-
-  def test_waits_once_for_all_instances(self, hypervisor, place: Place) -> None:
-    place.start_daemon()
-    for number in range(5):
-      name = f"web{number}"
-      (place.root / "conf" / f"{name}.runtime").touch()
-      place.mark(Mark.POWERDOWN, name)
-    began = time.monotonic()
-    assert list(hypervisor.GetAllInstancesInfo()) == []
-    assert time.monotonic() - began < 2.0
-
   def test_all_of_them(self, hypervisor, place: Place) -> None:
     for name in (NAME, OTHER):
       (place.root / "conf" / f"{name}.runtime").touch()
@@ -795,6 +775,145 @@ class TestInfoMeanwhile:
     monkeypatch.setattr(stock.KVMHypervisor, "GetInstanceInfo", trip)
     assert hypervisor.GetInstanceInfo(NAME) is None
     assert len(calls) == 2
+
+
+class Clock:
+  """Passes only where somebody sleeps.
+
+  @ivar naps: how long each sleep was, in seconds
+
+  """
+
+  time = staticmethod(time.time)
+
+  def __init__(self) -> None:
+    self.naps: list[float] = []
+    self.on_nap: collections.abc.Callable[[], None] = lambda: None
+
+  def monotonic(self) -> float:
+    return sum(self.naps)
+
+  def sleep(self, seconds: float) -> None:
+    self.naps.append(seconds)
+    self.on_nap()
+
+
+class TestPatience:
+  """How long the daemon is waited for that may be about to mark an instance."""
+
+  _SHUTDOWN = TestInfo._SHUTDOWN
+
+  @pytest.fixture(autouse=True)
+  def clock(self, monkeypatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr(user_shutdown, "time", found)
+    return found
+
+  def _stir(self, place: Place) -> None:
+    """Changes something else in the directory."""
+    place.mark(Mark.POWERDOWN, OTHER)
+
+  def test_until_it_is_marked(self, hypervisor, place: Place, clock) -> None:
+    place.start_daemon(busy=True)
+    place.run()
+    self._stir(place)
+
+    def mark() -> None:
+      if len(clock.naps) == 3:
+        place.mark(Mark.SHUTDOWN)
+
+    clock.on_nap = mark
+    assert hypervisor.GetInstanceInfo(NAME) == self._SHUTDOWN
+    assert len(clock.naps) == 3
+
+  def test_until_the_daemon_rests(
+    self, hypervisor, monkeypatch, place: Place, clock
+  ) -> None:
+    """What it did last may have been just that."""
+    place.start_daemon()
+    place.run()
+    self._stir(place)
+    at_work = processes.at_work
+
+    def mark_and_rest(process: int) -> float | None:
+      place.mark(Mark.SHUTDOWN)
+      return at_work(process)
+
+    monkeypatch.setattr(processes, "at_work", mark_and_rest)
+    assert hypervisor.GetInstanceInfo(NAME) == self._SHUTDOWN
+    assert clock.naps == []
+
+  def test_until_the_daemon_has_done_enough(
+    self, hypervisor, place: Place, clock
+  ) -> None:
+    """Then there is no end to what it has to do."""
+    daemon = place.start_daemon(busy=True)
+    place.run()
+    self._stir(place)
+
+    def work() -> None:
+      before = processes.at_work(daemon)
+      lifetime.wait_until(
+        lambda: processes.at_work(daemon) >= before + 0.03, "work"
+      )
+
+    clock.on_nap = work
+    assert hypervisor.GetInstanceInfo(NAME) is None
+    assert 1 <= len(clock.naps) <= 4
+
+  def test_no_longer_than_is_of_use(self, hypervisor, place, clock) -> None:
+    place.start_daemon(busy=True)
+    place.run()
+    self._stir(place)
+    assert hypervisor.GetInstanceInfo(NAME) is None
+    assert 0.0 < sum(clock.naps) < 1.1
+
+  def test_once_for_all_instances(self, hypervisor, place, clock) -> None:
+    place.start_daemon(busy=True)
+    for number in range(50):
+      place.run(f"web{number}")
+    self._stir(place)
+    assert list(hypervisor.GetAllInstancesInfo()) == []
+    assert 0.0 < sum(clock.naps) < 1.1
+
+  @pytest.mark.parametrize(
+    "why",
+    [
+      "it never ran",
+      "its journal says that it was killed",
+      "its journal says nothing",
+      "its journal is of no use",
+      "its monitor is still there",
+      "nothing has ended just now",
+      "no daemon",
+      "idle daemon",
+      "no directory",
+      "no pidfile that can be read",
+    ],
+  )
+  def test_not_at_all(self, hypervisor, place, clock, why: str) -> None:
+    if why != "no daemon":
+      place.start_daemon(busy=why != "idle daemon")
+    if why != "it never ran":
+      place.run()
+    self._stir(place)
+    if why == "its journal says that it was killed":
+      place.journal().write_bytes(_GREETING)
+    elif why == "its journal says nothing":
+      place.journal().write_bytes(b"")
+    elif why == "its journal is of no use":
+      place.journal().write_bytes(b"no QMP")
+    elif why == "its monitor is still there":
+      (place.ctrl / f"{NAME}{ctrldir.MONITOR_SUFFIX}").touch()
+    elif why == "nothing has ended just now":
+      place.settle()
+    elif why == "no directory":
+      shutil.rmtree(place.ctrl)
+    elif why == "no pidfile that can be read":
+      place.pid_file.unlink()
+      place.pid_file.symlink_to(place.pid_file)
+    assert hypervisor.GetInstanceInfo(NAME) is None
+    assert clock.naps == []
 
 
 class TestAsStock:

@@ -6,10 +6,14 @@
 from __future__ import annotations
 
 import os
+import pathlib
+import subprocess
+import sys
 
 import pytest
 from ganeti.kvmd import processes
 from ganeti.kvmd.processes import Processes, is_alive
+from guests import lifetime
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -148,3 +152,64 @@ class AnyHistory(RuleBasedStateMachine):
 
 
 TestAnyHistory = AnyHistory.TestCase
+
+
+#: A name that looks like the rest of the line, at which it has to be found.
+_NAME = ") S 1 (R"
+
+_RENAME = f"open('/proc/self/comm', 'w').write({_NAME!r}); print(flush=True);"
+
+
+def _started(script: str) -> subprocess.Popen[bytes]:
+  process = lifetime.start(
+    [sys.executable, "-c", _RENAME + script], stdout=subprocess.PIPE
+  )
+  assert process.stdout.readline()
+  assert pathlib.Path(f"/proc/{process.pid}/comm").read_text() == _NAME + "\n"
+  return process
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+  process.kill()
+  process.communicate()
+  assert processes.at_work(process.pid) is None
+  assert not processes.is_alive(process.pid)
+
+
+def test_at_work() -> None:
+  process = _started("\nwhile True: pass")
+  lifetime.wait_until(
+    lambda: (processes.at_work(process.pid) or 0.0) >= 0.2, "0.2 s of work"
+  )
+  with open(f"/proc/{process.pid}/schedstat") as file:
+    nanoseconds = int(file.read().split()[0])
+  assert processes.at_work(process.pid) >= nanoseconds / 1e9 - 0.05
+  _end(process)
+
+
+@pytest.mark.parametrize(
+  "script",
+  [
+    "import signal; signal.pause()",
+    "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)",
+  ],
+)
+def test_at_rest(script: str) -> None:
+  process = _started(script)
+  lifetime.wait_until(
+    lambda: processes.at_work(process.pid) is None, "it rests"
+  )
+  assert processes.is_alive(process.pid)
+  _end(process)
+
+
+def test_zombie_is_at_rest() -> None:
+  process = _started("")
+  os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+  assert processes.at_work(process.pid) is None
+  process.communicate()
+
+
+def test_nobody() -> None:
+  assert not processes.is_alive(0)
+  assert processes.at_work(0) is None

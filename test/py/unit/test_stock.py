@@ -182,6 +182,8 @@ class TestMethods:
     _, process, alive = _STOCK._InstancePidAlive("no-such-instance")
     assert (process, alive) == (0, False)
     assert _STOCK._CheckDown("no-such-instance") is None
+    runtime = _STOCK._InstanceKVMRuntime("web1")
+    assert runtime == os.path.join(_STOCK._CONF_DIR, "web1.runtime")
     inspect.signature(utils.RunCmd).bind(["command"], timeout=1)
     result = utils.RunCmd(["false"], timeout=10)
     assert result.failed
