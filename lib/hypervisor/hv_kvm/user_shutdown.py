@@ -219,7 +219,7 @@ class UserShutdown:
       # The daemon marks an instance before it removes the journal: in this
       # order one of the two is found.
       by_journal = inquiry.is_user_shutdown(
-        directory, instance_name, lifecycle.Rule.CAUSE, cls._budget
+        directory, instance_name, _rule(directory), cls._budget
       )
       if by_journal is not None:
         return by_journal
@@ -408,3 +408,11 @@ def _daemon_at_work() -> Optional[float]:
   """
   daemon = launch.running()
   return None if daemon is None else processes.at_work(daemon)
+
+
+def _rule(directory: ctrldir.ControlDirectory) -> lifecycle.Rule:
+  """Returns the rule that the daemon judges by, or did while it ran."""
+  try:
+    return lifecycle.Rule(directory.rule())
+  except ValueError:
+    return lifecycle.Rule.CAUSE

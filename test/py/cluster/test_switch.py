@@ -16,10 +16,19 @@ import pathlib
 
 import pytest
 from ganeti import constants
+from guests import lifetime
 
 from cluster import sides
 from cluster.cluster import Cluster
-from cluster.instance import ERROR_DOWN, RUNNING, USER_DOWN, Instance
+from cluster.instance import (
+  ADMIN_DOWN,
+  ERROR_DOWN,
+  RUNNING,
+  USER_DOWN,
+  USER_DOWN_NOTED,
+  Instance,
+  State,
+)
 
 _SOURCE_DIR = pathlib.Path(__file__).resolve().parents[3]
 _BUILD_DIR = pathlib.Path(
@@ -36,6 +45,9 @@ from ganeti.watcher import nodemaint
 names = [(name, "kvm") for name in sys.argv[2:]]
 nodemaint.NodeMaintenance.ShutdownInstances(names)
 """
+
+#: Where Ganeti's daemons get their options from
+_DEFAULTS = "/etc/default/ganeti"
 
 pytestmark = pytest.mark.skipif(
   os.geteuid() != 0, reason="only root can make a cluster in namespaces"
@@ -122,6 +134,44 @@ def test_verdict_without_a_daemon(
   second.kill("KILL")
   assert second.state() == ERROR_DOWN
   assert not sides.daemon_runs(cluster.master)
+
+
+def _end_by_signal(cluster: Cluster, instance: Instance) -> list[State]:
+  """Ends an instance twice as Ganeti's QA does, with a daemon and without."""
+  states = []
+  for has_daemon in (True, False):
+    instance.start()
+    lifetime.wait_until(
+      lambda: sides.daemon_runs(cluster.master), "a daemon runs"
+    )
+    if not has_daemon:
+      sides.kill_daemon(cluster.master)
+    instance.kill("TERM")
+    states.append(instance.state())
+  return states
+
+
+def test_rule_of_the_daemon_is_the_hypervisors(
+  cluster: Cluster, started_by_ours: list[Instance]
+) -> None:
+  """Ganeti's QA sends SIGTERM to a QEMU and calls that a user's shutdown."""
+  node = cluster.master
+  first = started_by_ours[0]
+  assert _end_by_signal(cluster, first) == [ERROR_DOWN] * 2
+  defaults = node.path(_DEFAULTS)
+  before = defaults.read_text()
+  defaults.write_text(f'{before}KVMD_ARGS="--rule=sequence"\n')
+  assert _end_by_signal(cluster, first) == [USER_DOWN] * 2
+  cluster.watch()
+  assert first.state() == USER_DOWN_NOTED
+  first.shutdown()
+  assert first.state() == ADMIN_DOWN
+  first.start()
+  first.shutdown(timeout=0)
+  assert first.state() == ADMIN_DOWN
+  defaults.write_text(before)
+  node.daemon_util("stop")
+  assert _end_by_signal(cluster, first) == [ERROR_DOWN] * 2
 
 
 def test_disable_touches_no_instance(

@@ -43,6 +43,9 @@ _USER = (
   b'{"timestamp": {"seconds": 1, "microseconds": 0}, "event": "SHUTDOWN",'
   b' "data": {"guest": true, "reason": "guest-shutdown"}}\r\n'
 )
+_SIGTERM = _USER.replace(b"true", b"false").replace(
+  b"guest-shutdown", b"host-signal"
+)
 _GREETING = (
   b'{"QMP": {"version": {"qemu": {"micro": 0, "minor": 2, "major": 7}},'
   b' "capabilities": []}}\r\n'
@@ -547,6 +550,7 @@ _PARTS = [
     "is_marked",
     "life",
     "remove",
+    "rule",
     "write",
   )
 ] + [
@@ -914,6 +918,35 @@ class TestPatience:
       place.pid_file.symlink_to(place.pid_file)
     assert hypervisor.GetInstanceInfo(NAME) is None
     assert clock.naps == []
+
+
+class TestRule:
+  """The hypervisor judges by the daemon's rule, also without a daemon."""
+
+  @pytest.mark.parametrize(
+    ("said", "is_user"),
+    [
+      (None, False),
+      ("sequence\n", True),
+      ("sequence", True),
+      ("cause\n", False),
+      ("sequence of events\n", False),
+      ("", False),
+    ],
+  )
+  def test_sigterm(self, hypervisor, place, said, is_user: bool) -> None:
+    place.journal().write_bytes(_GREETING + _SIGTERM)
+    if said is not None:
+      (place.ctrl / ctrldir.RULE).write_text(said)
+    info = hypervisor.GetInstanceInfo(NAME)
+    assert info == (TestInfo._SHUTDOWN if is_user else None)
+
+  @pytest.mark.parametrize("said", [None, "sequence\n"])
+  def test_poweroff(self, hypervisor, place, said) -> None:
+    place.journal()
+    if said is not None:
+      (place.ctrl / ctrldir.RULE).write_text(said)
+    assert hypervisor.GetInstanceInfo(NAME) == TestInfo._SHUTDOWN
 
 
 class TestAsStock:
