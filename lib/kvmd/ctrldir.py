@@ -306,12 +306,15 @@ class ControlDirectory:
     return self._find(instance + JOURNAL_EVENTS) is not None
 
   def is_marked(self, mark: Mark, instance: str) -> bool:
-    """Tells whether an instance is marked, in whichever life.
+    """Tells whether an instance is marked, and nothing younger is known of it.
 
     @raise OSError: if that cannot be found out
 
     """
-    return self._find(instance + mark.value) is not None
+    found = self._find(instance + mark.value)
+    return found is not None and not self.is_outdated(
+      instance, found.st_ctime_ns
+    )
 
   def look(self, mark: Mark, instance: str, life: Life) -> Optional[Found]:
     """Finds out whether an instance is marked, in which life, and since when.

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from ganeti import constants, errors, objects
 from ganeti.kvmd import (
+  cluster,
   ctrldir,
   inquiry,
   journal_files,
@@ -84,7 +85,9 @@ class UserShutdown:
     # Ganeti does so as well: what is said of one that runs is not to be lost.
     self._CheckDown(instance.name)
     self._ClearMarks(instance.name)
-    self._keeps_journal = _wants_user_shutdown(instance.hvparams)
+    self._keeps_journal = (
+      _wants_user_shutdown(instance.hvparams) and _is_daemon_wanted()
+    )
     return super()._ExecuteKVMRuntime(instance, *args, **kwargs)
 
   def _RunKVMCmd(
@@ -397,6 +400,15 @@ def _wants_user_shutdown(hvparams: Optional[dict[str, Any]]) -> bool:
 
   """
   return bool(hvparams and hvparams.get(constants.HV_KVM_USER_SHUTDOWN))
+
+
+def _is_daemon_wanted() -> bool:
+  """Tells whether the cluster wants a daemon, which keeps journals short."""
+  try:
+    return cluster.reason_not_to_run() is None
+  except OSError:
+    # The node is in no cluster, or not yet.
+    return True
 
 
 def _daemon_at_work() -> Optional[float]:

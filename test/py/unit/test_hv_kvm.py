@@ -28,7 +28,7 @@ import stock_calls
 from ganeti import constants, errors, objects, utils
 from ganeti.hypervisor import hv_base, hv_kvm
 from ganeti.hypervisor.hv_kvm import stock, user_shutdown
-from ganeti.kvmd import ctrldir, journal, launch, processes
+from ganeti.kvmd import cluster, ctrldir, journal_files, launch, processes
 from ganeti.kvmd.ctrldir import Mark
 from ganeti.watcher import nodemaint
 from guests import lifetime
@@ -235,18 +235,28 @@ class TestStart:
     hypervisor._ExecuteKVMRuntime(_instance(), "runtime", "help")
     assert runtime == [[]]
 
-  @pytest.mark.parametrize("wanted", [False, True])
+  @pytest.mark.parametrize(
+    "case",
+    [
+      (False, None, False),
+      (True, None, True),
+      # No daemon would keep it short.
+      (True, "user shutdown is off in the cluster", False),
+    ],
+  )
   def test_a_journal_is_kept_for_whom_it_is_of_use(
-    self, hypervisor, monkeypatch, place: Place, runtime, wanted: bool
+    self, hypervisor, monkeypatch, place: Place, runtime, case
   ) -> None:
+    user_shutdown, reason, wanted = case
     commands = []
+    monkeypatch.setattr(cluster, "reason_not_to_run", lambda: reason)
     monkeypatch.setattr(
       stock.KVMHypervisor,
       "_RunKVMCmd",
       lambda _self, name, command, tap_fds: commands.append(command),
     )
     hypervisor._ExecuteKVMRuntime(
-      _instance(user_shutdown=wanted), "runtime", "help"
+      _instance(user_shutdown=user_shutdown), "runtime", "help"
     )
     given = ["qemu", "-m", "32"]
     hypervisor._RunKVMCmd(NAME, given, [])
@@ -554,7 +564,7 @@ _PARTS = [
     "write",
   )
 ] + [
-  (journal, name)
+  (journal_files, name)
   for name in ("is_being_written", "opened", "prepare", "remove")
 ]
 
