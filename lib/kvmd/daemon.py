@@ -117,7 +117,7 @@ class Daemon:
     )
     self._journals = journals.Journals(
       settings.rule,
-      on_served=self._monitors.drop,
+      on_found=self._monitors.give_way,
       on_absent=self._monitors.appear,
       processes=self._processes,
       quota=self._quota,

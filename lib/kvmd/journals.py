@@ -156,7 +156,7 @@ class Journals:
   def __init__(
     self,
     rule: lifecycle.Rule,
-    on_served: Callable[[str], None],
+    on_found: Callable[[str], None],
     on_absent: Callable[[str], None],
     processes: Processes,
     quota: Quota,
@@ -164,8 +164,8 @@ class Journals:
     """Follows nothing yet.
 
     @param rule: how a shutdown is judged
-    @param on_served: called with the name of an instance if its QEMU keeps a
-      journal
+    @param on_found: called with the name of an instance if its QEMU keeps a
+      journal, or kept one till its end
     @param on_absent: called with the name of an instance if no QEMU came to
       write its journal after all, or it is of no use
     @param processes: where to note which process is which instance's
@@ -174,7 +174,7 @@ class Journals:
     """
     self.directory: Optional[ControlDirectory] = None
     self._rule = rule
-    self._on_served = on_served
+    self._on_found = on_found
     self._on_absent = on_absent
     self._processes = processes
     self._quota = quota
@@ -381,7 +381,7 @@ class Journals:
       record.covered = files.read_digest().position
       record.extent, record.looked = files.extent(), time.monotonic()
       record.instance.log("its QEMU keeps a journal, and is not connected to")
-      self._on_served(name)
+      self._on_found(name)
     if not record.instance.process:
       record.instance.process = monitor.find_process(self.directory, name)
       self._processes.begin(record.instance.process, name)
@@ -564,6 +564,8 @@ class Journals:
     ):
       self._pass_over(name, record, found)
       return
+    if not record.was_written:
+      self._on_found(name)
     record.state = State.JUDGED
     # A process that was killed says nothing at its end, which was later then.
     is_announced = found.lifecycle.announced is not None

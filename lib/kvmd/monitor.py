@@ -124,14 +124,15 @@ class Monitor:
     if (
       life is not None
       and opened.life.inode == life.inode
-      and not self._has_hung_up()
+      and not self.has_hung_up()
     ):
       # As long as QEMU holds its end, the inode's number is not given out
       # again: it is the same socket, though somebody may have touched it.
       self.instance.life = opened.life
     return opened.life == self.instance.life
 
-  def _has_hung_up(self) -> bool:
+  def has_hung_up(self) -> bool:
+    """Tells whether the other end of the connection is closed."""
     poller = select.poll()
     poller.register(self.fileno(), 0)
     return bool(poller.poll(0))

@@ -140,8 +140,19 @@ class Monitors:
       else:
         self._guard(self._look_after, name)
 
+  def give_way(self, name: str) -> None:
+    """Follows an instance no longer, as its journal is there.
+
+    If that tells of another life than the one that was followed, the verdict on
+    that is given now: later it would undo what is found out about the other.
+
+    """
+    if name in self._by_name:
+      self._guard(self._take_leave, name)
+      self.drop(name)
+
   def drop(self, name: str) -> None:
-    """Follows an instance no longer, as it is known of in another way."""
+    """Follows an instance no longer."""
     follower = self._by_name.pop(name, None)
     if follower is not None and follower.state is not monitor.State.APART:
       self._disconnect(follower)
@@ -184,13 +195,31 @@ class Monitors:
     elif follower.state is not monitor.State.APART:
       if self.directory is None or follower.is_meant(self.directory):
         return
-      # Somebody else took the name. What the old one has said still counts.
-      for _ in range(_LAST_READS):
-        if follower.read(self.directory) is not monitor.Reading.DATA:
-          break
-      self._disconnect(follower)
+      # Somebody else took the name.
+      self._read_out(follower)
       follower.attempts = 0
     self._connect(follower)
+
+  def _take_leave(self, name: str) -> None:
+    """Gives the verdict on an instance if its life is over."""
+    follower = self._by_name[name]
+    if self.directory is None or follower.instance.life is None:
+      return
+    if follower.state is not monitor.State.APART:
+      if follower.is_meant(self.directory) and not follower.has_hung_up():
+        return
+      self._read_out(follower)
+    process = follower.instance.process
+    if follower.connect(self.directory) is monitor.Attempt.CONNECTED:
+      follower.disconnect()
+    self._processes.end(process, name, time.monotonic())
+
+  def _read_out(self, follower: monitor.Monitor) -> None:
+    """Hangs up; what was said till then still counts."""
+    for _ in range(_LAST_READS):
+      if follower.read(self.directory) is not monitor.Reading.DATA:
+        break
+    self._disconnect(follower)
 
   def _connect(self, follower: monitor.Monitor) -> None:
     name = follower.instance.name

@@ -1908,6 +1908,62 @@ def test_real_process_is_killed(scene, monkeypatch):
   assert scene.count("its process") == says_how
 
 
+@pytest.mark.parametrize("leaves_socket", [True, False])
+@pytest.mark.parametrize("is_attached", [True, False])
+@pytest.mark.parametrize("ends", [True, False])
+def test_journal_comes_before_the_daemon_has_looked_at_the_life_before(
+  scene, leaves_socket, is_attached, ends
+):
+  """The verdict on the one undoes nothing of that on the other."""
+  if is_attached:
+    old = scene.attach("web1").monitor
+  else:
+    old = FakeMonitor(scene.ctrl_dir, "web1")
+    scene.accept(old)
+  if leaves_socket:
+    old.die()
+  else:
+    old.quit()
+  first = "killed or crashed" if is_attached else "unknown"
+  with begin_journal(scene.ctrl_dir, "web1") as file:
+    new = FakeMonitor(scene.ctrl_dir, "web1")
+    if ends:
+      file.write(event("SHUTDOWN", USER))
+    else:
+      scene.says("instance web1: its QEMU keeps a journal")
+      assert scene.verdicts("web1") == [first]
+      file.write(event("SHUTDOWN", USER))
+    new.quit()
+  assert scene.verdict("web1", 2) == "user"
+  scene.until(lambda: not (scene.ctrl_dir / "web1.journal.out").exists())
+  assert scene.verdicts("web1") == [first, "user"]
+  assert scene.has_file("web1")
+  scene.fence()
+  assert scene.has_file("web1")
+
+
+def test_journal_of_the_same_life_comes_late(scene, monkeypatch):
+  """Nothing has ended then."""
+  monkeypatch.setattr(journals, "_PATIENCE", 0.01)
+  with begin_journal(scene.ctrl_dir, "web1") as file:
+    os.truncate(file.fileno(), 0)
+    file.seek(0)
+    with mock.patch.object(
+      journal_files.JournalFiles, "is_being_written", new=False
+    ):
+      qemu = scene.attach("web1")
+    file.write(encode(GREETING) + encode({"return": {}}))
+    scene.daemon._next_rescan = 0.0
+    scene.says("instance web1: its QEMU keeps a journal")
+    scene.until(lambda: not qemu.connection.is_open)
+    assert scene.verdicts("web1") == []
+    file.write(event("SHUTDOWN", USER))
+    qemu.quit()
+  assert scene.verdict("web1") == "user"
+  scene.fence()
+  assert scene.verdicts("web1") == ["user"]
+
+
 # --- Anything at all ---
 
 

@@ -55,7 +55,7 @@ class Place:
       str(path), self._descriptor, ".kvmd"
     )
     self.path = path
-    self.served = []
+    self.found = []
     self.absent = []
     self.processes = Processes()
     self.begin()
@@ -64,7 +64,7 @@ class Place:
     """Begins to follow, as a daemon does that was just started."""
     self.journals = journals.Journals(
       lifecycle.Rule.CAUSE,
-      on_served=self.served.append,
+      on_found=self.found.append,
       on_absent=self.absent.append,
       processes=self.processes,
       quota=Quota(),
@@ -162,7 +162,7 @@ def clock(monkeypatch):
 
 def test_user_shutdown(place):
   qemu = place.attach()
-  assert place.served == ["web1"]
+  assert place.found == ["web1"]
   assert place.journals.follows("web1")
   qemu.write(END)
   place.end(qemu)
@@ -412,7 +412,7 @@ def test_life_that_was_not_seen_to_begin(place):
   now = time.monotonic()
   assert place.processes.take(7, now + 9) is None
   assert place.processes.take(os.getpid(), now) == "web1"
-  assert place.served == ["web1", "web1"]
+  assert place.found == ["web1", "web1"]
   second.write(END)
   place.end(second)
   assert place.verdicts() == ["unknown", "user"]
