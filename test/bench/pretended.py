@@ -50,10 +50,11 @@ UNINTERESTING = (
 MONITOR = ".kvmd"
 JOURNAL_COMMANDS = ".journal.in"
 JOURNAL_EVENTS = ".journal.out"
-_DIGESTS = (".journal.digest", ".journal.digest.new")
+_JOURNAL_DIGEST = ".journal.digest"
+_NEW_DIGEST = _JOURNAL_DIGEST + ".new"
 _JOURNAL_MODE = 0o600
 # What the hypervisor reserves for QEMU's last words.
-_RESERVED = 16 * 1024
+_RESERVED = 64 * 1024
 
 # linux/falloc.h, linux/prctl.h
 _KEEP_SIZE = 1
@@ -91,17 +92,21 @@ def begin_journal(path: str) -> int:
   @return: the descriptor to write it to
 
   """
-  for ending in (JOURNAL_EVENTS, JOURNAL_COMMANDS, *_DIGESTS):
+  contents = {
+    _JOURNAL_DIGEST: b"",
+    JOURNAL_COMMANDS: COMMANDS,
+    JOURNAL_EVENTS: b"",
+  }
+  for ending in (_NEW_DIGEST, *reversed(contents)):
     with contextlib.suppress(FileNotFoundError):
       os.unlink(path + ending)
-  for ending, content in ((JOURNAL_COMMANDS, COMMANDS), (JOURNAL_EVENTS, b"")):
+  for ending, content in contents.items():
     fd = os.open(
       path + ending, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _JOURNAL_MODE
     )
     try:
-      if content:
-        os.write(fd, content)
-      else:
+      os.write(fd, content)
+      if ending == JOURNAL_EVENTS:
         _fallocate(fd, _KEEP_SIZE, 0, _RESERVED)
     finally:
       os.close(fd)
