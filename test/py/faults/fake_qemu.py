@@ -74,6 +74,11 @@ class _Client:
     self.is_open = True
 
   @property
+  def is_attached(self) -> bool:
+    """Whether the handshake is over."""
+    return self.is_open and self.negotiated and self._sent >= _HANDSHAKE
+
+  @property
   def is_talking(self) -> bool:
     return self.is_open and bool(self._out)
 
@@ -166,7 +171,12 @@ class FakeQemu:
   @property
   def has_client(self) -> bool:
     """Whether somebody listens on the socket."""
-    return any(each.negotiated and each.is_open for each in self._clients)
+    return any(each.is_attached for each in self._clients)
+
+  @property
+  def is_met(self) -> bool:
+    """Whether somebody is connected to the socket, listening or not."""
+    return any(each.is_open for each in self._clients)
 
   @property
   def is_talking(self) -> bool:
@@ -215,7 +225,7 @@ class FakeQemu:
     assert self._monitor is not None
     # Like QEMU, it takes one client at a time.
     connection = self._monitor.accept()
-    if connection is not None:
+    if connection is not None and connection.is_open:
       cut = self._cuts.popleft() if self._cuts else 0
       self._clients.append(_Client(connection, self._plan.piece, cut))
 

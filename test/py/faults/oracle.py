@@ -8,7 +8,8 @@ befell the daemon. Only what befell the journal itself counts: it was removed
 with its directory, say.
 
 Without one the daemon has to be there to hear. What it may have missed, it may
-not know; but nobody else's shutdown may ever pass for the user's.
+not know; but nobody else's shutdown may ever pass for the user's. And that
+there was somebody whose end it missed has to be in the log, as far as it knew.
 
 """
 
@@ -34,6 +35,9 @@ class Right(enum.Enum):
 #: What is certain to be heard by the end of as many seconds, by a daemon that
 #: runs all the time
 HEARING = 2.0
+
+#: What is said where nothing is known
+_UNKNOWN = "unknown"
 
 _RIGHT = {
   Deed.USER_POWERS_OFF: Right.USER,
@@ -81,7 +85,11 @@ class Life:
   is_ambiguous: bool = False
   #: The powerdown was announced to the daemon by Ganeti, too
   is_marked: bool = False
-  #: Nobody needs to log a verdict, as Ganeti cleaned up itself
+  #: The daemon that runs knows that it lived
+  is_met: bool = False
+  #: Its directory was exchanged while it lived
+  is_hidden: bool = False
+  #: Ganeti removed its journal, which the daemon may not have read
   is_cleaned_up: bool = False
   #: It was over at the last check
   is_settled: bool = False
@@ -121,6 +129,7 @@ class Life:
     for said, deed in self.words:
       if clock - said < HEARING:
         self._miss(deed)
+    self.is_met = False
 
   def confirm(self) -> None:
     """Take note of a check: what was not heard by then will not be."""
@@ -155,13 +164,19 @@ class Life:
   @property
   def must_be_logged(self) -> bool:
     """Whether a verdict has to be in the log."""
-    return self.must_be_right and not self.is_cleaned_up and not self.is_settled
+    if self.is_robbed or not self.is_over:
+      return False
+    if self.source is Source.JOURNAL:
+      return self.must_be_right and not self.is_cleaned_up
+    return self.must_be_right or self.is_met
 
   def allows(self, verdict: str) -> bool:
     """Tell whether a verdict may be logged."""
     if self.right is None:
       return True
     if verdict == self.right.value:
+      return True
+    if verdict == _UNKNOWN and (self.is_cleaned_up or self.is_hidden):
       return True
     if self.must_be_right:
       return False
@@ -186,13 +201,17 @@ def explains(
 ) -> bool:
   """Tell whether verdicts can be those on the lives of one name, in order.
 
-  A life may have none, and more than one where the daemon was killed over it.
+  A life may have none unless it must, and more than one where the daemon was
+  killed over it.
 
   """
-  if not verdicts:
-    return True
-  position = 0
-  for verdict in verdicts:
-    while position < len(lives) and not lives[position].allows(verdict):
-      position += 1
-  return position < len(lives)
+  # As many of the verdicts may be on the lives so far.
+  taken = {0}
+  for life in lives:
+    before, taken = taken, set() if life.must_be_logged else set(taken)
+    for first in before:
+      for last in range(first, len(verdicts)):
+        if not life.allows(verdicts[last]):
+          break
+        taken.add(last + 1)
+  return len(verdicts) in taken

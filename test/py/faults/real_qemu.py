@@ -28,6 +28,7 @@ class RealQemu:
 
   #: Whoever listens to it would have to be asked.
   has_client = False
+  is_met = False
   is_talking = False
 
   def __init__(

@@ -187,6 +187,24 @@ def test_oracle_explains_verdicts_in_order() -> None:
     assert not oracle.explains(lives, wrong)
 
 
+def test_oracle_wants_a_line_for_each_end_that_can_be_known_of() -> None:
+  user, killed, unknown = "user", "killed or crashed", "unknown"
+  heard = _life(Source.SOCKET, Deed.USER_POWERS_OFF, is_heard=True)
+  met = _life(Source.SOCKET, Deed.KILL, is_heard=False)
+  met.is_met = True
+  lives = [heard, met]
+  assert oracle.explains(lives, [])
+  for life in lives:
+    life.is_over = True
+  for right in ([user, unknown], [user, killed], [user, user, unknown]):
+    assert oracle.explains(lives, right)
+  for wrong in ([], [user], [unknown], [unknown, user], [user, unknown, user]):
+    assert not oracle.explains(lives, wrong)
+  # One that is killed itself says nothing more.
+  met.lose_daemon(0.0)
+  assert oracle.explains(lives, [user])
+
+
 def test_killed_suite_leaves_nothing(scratch: pathlib.Path) -> None:
   playing = subprocess.Popen(
     [_COMMAND, "--seed=1", "--profile=kills"],

@@ -116,6 +116,8 @@ def _replace_directory(world: World) -> None:
     _move_directory(world)
     world.place.path.mkdir()
     world.replaced_at = world.daemons.clock
+    for lives in world.lives.values():
+      lives[-1].is_hidden |= not lives[-1].is_over
 
 
 def _return_directory(world: World) -> None:

@@ -144,10 +144,16 @@ class World:
       if slot.life.is_over:
         continue
       slot.guest.serve()
-      if slot.guest.is_talking:
-        slot.life.repeat(self.daemons.clock)
+      self._take_note(slot)
       if slot.guest.is_over:
         self._bury(slot)
+
+  def _take_note(self, slot: Slot) -> None:
+    """Takes note of who listens to a guest, and how far it has come."""
+    if slot.guest.is_talking:
+      slot.life.repeat(self.daemons.clock)
+    if slot.guest.is_met and self.daemons.runs:
+      slot.life.is_met = True
 
   def wait_until(
     self, condition: collections.abc.Callable[[], bool], seconds: float
@@ -167,6 +173,8 @@ class World:
     name = f"guest{plan.guest}"
     self.daemons.read_log()
     self.hypervisor.prepare_start(name)
+    if self.lives[name]:
+      self.lives[name][-1].is_cleaned_up = True
     life = Life(name, plan.source, len(self.daemons.attachments[name]))
     self.lives[name].append(life)
     wants_journal = plan.source is Source.JOURNAL
@@ -253,6 +261,7 @@ class World:
     if not self.daemons.runs:
       return False
     slot.guest.serve()
+    self._take_note(slot)
     return self.is_attached(slot)
 
   def is_attached(self, slot: Slot) -> bool:
