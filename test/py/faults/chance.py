@@ -10,6 +10,7 @@ import random
 import typing
 
 from faults.steps import (
+  DOWN,
   Check,
   Deed,
   Do,
@@ -114,6 +115,7 @@ _ENDINGS = {
   Deed.USER_POWERS_OFF: 6.0,
   Deed.ADMINISTRATOR_POWERS_OFF: 2.0,
   Deed.GANETI_STOPS: 2.0,
+  Deed.GOES_FIRST: 1.0,
   Deed.TERMINATE: 1.5,
   Deed.QUIT: 1.0,
   Deed.KILL: 3.0,
@@ -212,10 +214,9 @@ class _Generator:
   def _end(self, slot: int) -> None:
     endings = dict(_ENDINGS)
     if self._running[slot].stays:
-      del endings[Deed.USER_POWERS_OFF]
-      del endings[Deed.ADMINISTRATOR_POWERS_OFF]
-      del endings[Deed.GANETI_STOPS]
-      del endings[Deed.PANIC]
+      endings = {
+        deed: weight for deed, weight in endings.items() if deed not in DOWN
+      }
     self._do(slot, self._pick(endings))
     del self._running[slot]
     self._lying.discard(slot)

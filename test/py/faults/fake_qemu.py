@@ -30,6 +30,7 @@ _SHUTDOWN: dict[Deed, typing.Any] = {
   Deed.LIE_DOWN: fake_monitor.USER,
   Deed.ADMINISTRATOR_POWERS_OFF: fake_monitor.USER,
   Deed.GANETI_STOPS: fake_monitor.USER,
+  Deed.GOES_FIRST: fake_monitor.USER,
   Deed.TERMINATE: fake_monitor.SIGNAL,
   Deed.QUIT: {"guest": False, "reason": "host-qmp-quit"},
   Deed.PANIC: {"guest": True, "reason": "guest-panic"},

@@ -42,6 +42,7 @@ _UNKNOWN = "unknown"
 _RIGHT = {
   Deed.USER_POWERS_OFF: Right.USER,
   Deed.LIE_DOWN: Right.USER,
+  Deed.GOES_FIRST: Right.USER,
   Deed.ADMINISTRATOR_POWERS_OFF: Right.ADMINISTRATOR,
   Deed.GANETI_STOPS: Right.ADMINISTRATOR,
   Deed.TERMINATE: Right.ADMINISTRATOR,
@@ -121,7 +122,7 @@ class Life:
       self.right = None
     elif deed in _RIGHT and not (deed in _REAPING and self.right):
       self.right = _RIGHT[deed]
-      if self.right is Right.USER and self._powerdown:
+      if self.right is Right.USER and (self._powerdown or self.is_marked):
         self.right = Right.ADMINISTRATOR
 
   def lose_daemon(self, clock: float) -> None:

@@ -124,6 +124,7 @@ def _send(number: signal.Signals) -> collections.abc.Callable[[Qemu], None]:
 
 _ENDINGS = {
   Deed.USER_POWERS_OFF: _tell(Command.POWER_OFF),
+  Deed.GOES_FIRST: _tell(Command.POWER_OFF),
   Deed.PANIC: _tell(Command.PANIC),
   Deed.TERMINATE: _send(signal.SIGTERM),
   Deed.KILL: _send(signal.SIGKILL),

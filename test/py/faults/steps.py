@@ -42,6 +42,8 @@ class Deed(enum.Enum):
   USER_POWERS_OFF = "user powers off"
   ADMINISTRATOR_POWERS_OFF = "administrator's powerdown is obeyed"
   GANETI_STOPS = "Ganeti's powerdown is obeyed"
+  #: And Ganeti gets no further than to say that it will.
+  GOES_FIRST = "user powers off just before Ganeti's powerdown"
   POWERDOWN_IGNORED = "powerdown is ignored"
   RESET = "guest resets"
   PAUSE = "administrator pauses and resumes"
@@ -55,18 +57,19 @@ class Deed(enum.Enum):
   RISE = "administrator resets and resumes"
 
 
-#: These end the process.
-FINAL = frozenset(
+#: In these the guest goes down; the process, too, but under -no-shutdown.
+DOWN = frozenset(
   {
     Deed.USER_POWERS_OFF,
     Deed.ADMINISTRATOR_POWERS_OFF,
     Deed.GANETI_STOPS,
-    Deed.TERMINATE,
-    Deed.QUIT,
-    Deed.KILL,
+    Deed.GOES_FIRST,
     Deed.PANIC,
   }
 )
+
+#: These end the process.
+FINAL = DOWN | {Deed.TERMINATE, Deed.QUIT, Deed.KILL}
 
 
 class Trouble(enum.Enum):

@@ -25,6 +25,7 @@ from faults.oracle import Life
 from faults.place import Place
 from faults.real_qemu import RealQemu
 from faults.steps import (
+  DOWN,
   FINAL,
   Check,
   Deed,
@@ -38,6 +39,9 @@ from faults.steps import (
   Step,
 )
 from faults.tally import Tally
+
+#: Ganeti says first that it is about to do that.
+_ANNOUNCED = frozenset({Deed.GANETI_STOPS, Deed.GOES_FIRST})
 
 Guest = typing.Union[FakeQemu, RealQemu]
 
@@ -233,6 +237,9 @@ class World:
       return
     if not slot.plan.stays and deed in (Deed.LIE_DOWN, Deed.RISE):
       return
+    if deed is Deed.GOES_FIRST and not self.place.is_in_place:
+      # Another directory would be marked.
+      return
     if deed is not Deed.KILL:
       guest.begin()
       if guest.is_over:
@@ -240,7 +247,7 @@ class World:
         return
     life.has_begun = guest.has_begun
     is_heard = self._is_heard(slot)
-    if deed is Deed.GANETI_STOPS:
+    if deed in _ANNOUNCED:
       self.hypervisor.prepare_stop(life.name)
       life.is_marked = self.place.file(
         life.name, ctrldir.Mark.POWERDOWN.value
@@ -288,10 +295,4 @@ def _may_stay(slot: Slot, deed: Deed) -> bool:
   """Tells whether a deed makes sense under -no-shutdown."""
   if slot.lies:
     return deed in (Deed.RISE, Deed.TERMINATE, Deed.QUIT, Deed.KILL)
-  return deed not in (
-    Deed.RISE,
-    Deed.USER_POWERS_OFF,
-    Deed.ADMINISTRATOR_POWERS_OFF,
-    Deed.GANETI_STOPS,
-    Deed.PANIC,
-  )
+  return deed is not Deed.RISE and deed not in DOWN
