@@ -111,6 +111,9 @@ _LIVING = {
   Deed.CHATTER: 1.0,
 }
 
+#: How much a talkative QEMU says, in kilobytes
+_LENGTHS = (4, 20, 40, 60, 68)
+
 _ENDINGS = {
   Deed.USER_POWERS_OFF: 6.0,
   Deed.ADMINISTRATOR_POWERS_OFF: 2.0,
@@ -209,7 +212,8 @@ class _Generator:
 
   def _do(self, slot: int, deed: Deed) -> None:
     delay = int(self._random.expovariate(1 / 8))
-    self.steps.append(Do(slot, deed, delay))
+    kilobytes = self._random.choice(_LENGTHS) if deed is Deed.CHATTER else 0
+    self.steps.append(Do(slot, deed, delay, kilobytes))
 
   def _end(self, slot: int) -> None:
     endings = dict(_ENDINGS)

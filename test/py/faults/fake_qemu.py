@@ -50,8 +50,10 @@ for _deed in (Deed.ADMINISTRATOR_POWERS_OFF, Deed.GANETI_STOPS):
   _EVENTS[_deed].insert(0, _POWERDOWN)
 _EVENTS[Deed.LIE_DOWN].append(("STOP", None))
 
-#: Enough to make the daemon give something back
-_CHATTER = fake_monitor.event("RTC_CHANGE", {"offset": 1}) * 700
+_PAGE = os.sysconf("SC_PAGESIZE")
+
+#: What is said where a lot is said
+_CHATTER = fake_monitor.event("RTC_CHANGE", {"offset": 1})
 
 _GREETING = fake_monitor.encode(fake_monitor.GREETING)
 _NEGOTIATED = fake_monitor.encode({"return": {}})
@@ -133,6 +135,7 @@ class FakeQemu:
   @ivar is_over: whether it has ended
   @ivar has_begun: whether all was made that QEMU makes at its start
   @ivar is_mute: whether there was no room for all of its journal
+  @ivar written: how much it wrote there, in bytes
 
   """
 
@@ -150,6 +153,7 @@ class FakeQemu:
     self.is_over = False
     self.has_begun = False
     self.is_mute = False
+    self.written = 0
     self._monitor: typing.Optional[FakeMonitor] = None
     self._is_listening = False
     self._clients: list[_Client] = []
@@ -189,10 +193,16 @@ class FakeQemu:
     while self._agenda and not self.has_begun:
       self._next()
 
-  def do(self, deed: Deed) -> None:
-    """Let something happen to it that it survives."""
+  def do(self, deed: Deed, kilobytes: int = 68) -> None:
+    """Let something happen to it that it survives.
+
+    @param kilobytes: how much it says, if that is what happens
+
+    """
     if deed is Deed.CHATTER:
-      self._write(_CHATTER)
+      # To the end of a page, where there is no more room by chance.
+      end = (self.written + kilobytes * 1024) // _PAGE * _PAGE
+      self._write(_CHATTER * ((end - self.written) // len(_CHATTER)))
     self._say(deed)
     if deed is Deed.LIE_DOWN:
       self._status = "shutdown"
@@ -277,7 +287,9 @@ class FakeQemu:
       return
     try:
       while data:
-        data = data[os.write(self._journal, data) :]
+        size = os.write(self._journal, data)
+        self.written += size
+        data = data[size:]
     except OSError:
       self.is_mute = True
 

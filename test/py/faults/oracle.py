@@ -39,6 +39,9 @@ HEARING = 2.0
 #: What is said where nothing is known
 _UNKNOWN = "unknown"
 
+#: For as many bytes of a journal there is room from the start on.
+RESERVED = 15 * 1024
+
 _RIGHT = {
   Deed.USER_POWERS_OFF: Right.USER,
   Deed.LIE_DOWN: Right.USER,

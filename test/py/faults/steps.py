@@ -132,6 +132,8 @@ class Do:
   deed: Deed
   #: Milliseconds that QEMU takes to end, if it is a fake one
   delay: int = 0
+  #: How much it says if it says a lot
+  kilobytes: int = 68
 
 
 @dataclasses.dataclass(frozen=True)

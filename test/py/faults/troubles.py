@@ -18,6 +18,8 @@ if typing.TYPE_CHECKING:
 def befall(world: World, what: Trouble) -> None:
   """Let something happen, if it makes sense."""
   _TROUBLES[what](world)
+  if what not in _HARMLESS:
+    world.troubled_at = world.daemons.clock
 
 
 def end_all(world: World) -> None:
@@ -151,14 +153,27 @@ def _overflow(world: World) -> None:
 
 
 def _fill_disk(world: World) -> None:
-  if world.place.is_in_memory:
-    world.place.ballast.fill()
+  if not world.place.is_in_memory:
+    return
+  world.place.ballast.fill()
+  world.serve()
+  # A daemon that could do its work has made room for last words.
+  latest = world.daemons.clock - world.rescan_interval - oracle.HEARING
+  for slot in world.slots.values():
+    if (
+      slot.guest.written <= oracle.RESERVED
+      or max(slot.grown_at, world.troubled_at) <= latest
+    ):
+      slot.has_room = True
 
 
 def _fill_inodes(world: World) -> None:
   if world.place.is_in_memory:
     world.place.ballast.fill_inodes()
 
+
+#: What keeps no daemon from its work
+_HARMLESS = frozenset({Trouble.AWAIT_DAEMON, Trouble.LOOK})
 
 _TROUBLES: dict[Trouble, collections.abc.Callable[[World], None]] = {
   Trouble.KILL_DAEMON: _kill_daemon,

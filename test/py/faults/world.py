@@ -55,6 +55,10 @@ class Slot:
   plan: Start
   lies: bool = False
   is_ending: bool = False
+  #: When it last wrote a lot, by the daemons' clock
+  grown_at: float = 0.0
+  #: There must be room for its last words, though the disk is full
+  has_room: bool = False
 
 
 class World:
@@ -67,6 +71,8 @@ class World:
   @ivar lives: all lives, by the names of the guests, in order
   @ivar tally: what was played so far
   @ivar markers: how many guests were there for checks only
+  @ivar troubled_at: when the daemon was last kept from its work, by the
+    daemons' clock
   @ivar replaced_at: when another directory took the place, by the daemons'
     clock; None if none has
 
@@ -95,7 +101,13 @@ class World:
     self.lives: dict[str, list[Life]] = collections.defaultdict(list)
     self.tally = Tally(schedules=1)
     self.markers = 0
+    self.troubled_at = 0.0
     self.replaced_at: typing.Optional[float] = None
+
+  @property
+  def rescan_interval(self) -> float:
+    """How often the daemon looks at everything, in seconds."""
+    return self._schedule.rescan_interval
 
   def __enter__(self) -> World:
     return self
@@ -256,7 +268,10 @@ class World:
       slot.is_ending = True
       guest.end(deed, step.delay)
     else:
-      guest.do(deed)
+      guest.do(deed, step.kilobytes)
+    if deed is Deed.CHATTER:
+      slot.grown_at = self.daemons.clock
+      slot.has_room = False
     slot.lies = deed is Deed.LIE_DOWN or (slot.lies and deed is not Deed.RISE)
     life.suffer(deed, self.daemons.clock, is_heard=is_heard)
     if deed is Deed.GANETI_STOPS:
@@ -284,7 +299,8 @@ class World:
     if slot.guest.has_begun and not slot.is_ending:
       raise ChildProcessError(f"QEMU ended by itself: {life}")
     life.is_over = True
-    life.is_robbed = life.is_robbed or slot.guest.is_mute
+    if slot.guest.is_mute and not slot.has_room:
+      life.is_robbed = True
     slot.guest.close()
     if life.is_cleaned_up:
       self.hypervisor.clean_up(life.name)
