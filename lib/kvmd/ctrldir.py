@@ -55,6 +55,9 @@ _NEW_RULE = ".new" + RULE
 #: No rule's name is as long.
 _MAX_RULE = 64
 
+#: Longest that a QEMU takes from its start to its sockets, in nanoseconds.
+_START = 5 * 10**9
+
 _FILE_MODE = 0o600
 
 #: Seconds after which it is tried again to get a lock.
@@ -267,14 +270,16 @@ class ControlDirectory:
       return None
     return Life(events.st_ino, digest.st_mtime_ns)
 
-  def is_outdated(self, instance: str, date: int) -> bool:
-    """Tells whether something younger than a date is known of an instance.
+  def is_outdated(self, instance: str, born: int, last: int) -> bool:
+    """Tells whether a younger life of an instance is known of.
 
     What says something of an earlier life must not speak of a later one. Who
     starts that one may know nothing of us: then no more than its sockets and
-    Ganeti's file with its process number tell of it.
+    Ganeti's file with its process number tell of it. What a life made itself
+    is as old as its birth, however the clock was set since then.
 
-    @param date: of the last that is known, in nanoseconds since the epoch
+    @param born: when the life in question began, in nanoseconds since the epoch
+    @param last: when the last was written that is known of it, likewise
     @raise OSError: if that cannot be found out
 
     """
@@ -285,7 +290,11 @@ class ControlDirectory:
       os.path.join(_PROCESS_NUMBERS, instance),
     ):
       found = self._find(name)
-      if found is not None and found.st_mtime_ns > date:
+      if (
+        found is not None
+        and found.st_mtime_ns > last
+        and not born <= found.st_mtime_ns <= born + _START
+      ):
         return True
     return False
 
@@ -313,7 +322,7 @@ class ControlDirectory:
     """
     found = self._find(instance + mark.value)
     return found is not None and not self.is_outdated(
-      instance, found.st_ctime_ns
+      instance, found.st_mtime_ns - 1, found.st_ctime_ns
     )
 
   def look(self, mark: Mark, instance: str, life: Life) -> Optional[Found]:

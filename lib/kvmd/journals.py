@@ -560,7 +560,7 @@ class Journals:
     record.reading = None
     self._part_with(name, record)
     if not record.was_written and self.directory.is_outdated(
-      name, found.written_at
+      name, record.life.born, found.written_at
     ):
       self._pass_over(name, record, found)
       return

@@ -23,7 +23,7 @@ from guests import lifetime
 from guests.daemon import executable
 
 _VERDICT = re.compile(
-  r"instance (\S+): verdict ([a-z ]+) \((.*)\) after [0-9.]+ s$"
+  r"instance (\S+): verdict ([a-z ]+) \((.*)\) after [0-9.]+ s(?:;.*)?$"
 )
 _WATCHING = re.compile(r" pid=(\d+) INFO watching ")
 _ATTACHED = re.compile(r" pid=(\d+) INFO instance (\S+): attached to QEMU ")

@@ -219,7 +219,7 @@ class World:
     return RealQemu(self.place.path, name, plan, journal=False), False
 
   def _shift(self, name: str, seconds: int) -> None:
-    path = self.place.file(name, ctrldir.JOURNAL_COMMANDS)
+    path = self.place.file(name, ctrldir.JOURNAL_DIGEST)
     if seconds:
       date = path.stat().st_mtime_ns + seconds * 10**9
       os.utime(path, ns=(date, date))

@@ -20,7 +20,7 @@ _SOURCE_DIR = pathlib.Path(__file__).parents[3]
 _END_PATIENCE = 10.0
 
 _VERDICT = re.compile(
-  r"instance (\S+): verdict ([a-z ]+) \((.*)\) after ([0-9.]+) s$"
+  r"instance (\S+): verdict ([a-z ]+) \((.*)\) after ([0-9.]+) s(?:;.*)?$"
 )
 
 

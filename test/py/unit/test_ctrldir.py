@@ -394,12 +394,17 @@ def test_younger_life_is_known_of(tmp_path, name):
   descriptor = os.open(tmp_path / "ctrl", os.O_RDONLY)
   control = ctrldir.ControlDirectory("ctrl", descriptor, ".mon")
   path = tmp_path / "ctrl" / name
-  assert not control.is_outdated("a", 0)
+  assert not control.is_outdated("a", 0, 0)
   path.touch()
   date = path.stat().st_mtime_ns
-  assert control.is_outdated("a", date - 1)
-  assert not control.is_outdated("a", date)
-  assert not control.is_outdated("b", 0)
+  assert control.is_outdated("a", 0, date - 1)
+  assert not control.is_outdated("a", 0, date)
+  assert not control.is_outdated("b", 0, 0)
+  # Its own, though the clock was set back since then.
+  for age in 0, 5 * SECOND:
+    assert not control.is_outdated("a", date - age, date - 60 * SECOND)
+  for age in -1, 5 * SECOND + 1:
+    assert control.is_outdated("a", date - age, date - 60 * SECOND)
   os.close(descriptor)
 
 

@@ -98,7 +98,7 @@ def test_journal_of_an_earlier_life(control, sign):
   write(control, BEGINNING + END)
   path = os.path.join(control.path, sign)
   with open(path, "xb"):
-    later = time.time_ns() + 10**9
+    later = time.time_ns() + 60 * 10**9
     os.utime(path, ns=(later, later))
   assert ask(control) is None
 
@@ -163,3 +163,17 @@ def test_more_than_is_ever_read(control, caplog):
   os.truncate(path, journal.MAX_UNREAD + 2 * len(BEGINNING))
   assert ask(control) is None
   assert "more than 268435456 bytes" in caplog.text
+
+
+@pytest.mark.parametrize("sign", ["web1.kvmd", "web1.qmp"])
+def test_clock_that_was_set_back_makes_no_other_life(control, sign):
+  """What a QEMU made at its start seems younger than its last words."""
+  path = write(control, BEGINNING)
+  digest = os.path.join(control.path, "web1" + ctrldir.JOURNAL_DIGEST)
+  with open(os.path.join(control.path, sign), "xb"):
+    later = time.time_ns() + 86400 * 10**9
+    for each, date in (digest, later), (sign, later + 10**9):
+      os.utime(os.path.join(control.path, each), ns=(date, date))
+  with open(path, "ab") as file:
+    file.write(END)
+  assert ask(control) is True
