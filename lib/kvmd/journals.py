@@ -115,6 +115,7 @@ class _Record:
   @ivar covered: how many bytes its digest covers
   @ivar extent: how much there was of it when its growth was looked at last
   @ivar looked: when that was, by the monotonic clock
+  @ivar is_queued: whether it is to be read in another turn
   @ivar was_written: whether a QEMU was seen to have it open
 
   """
@@ -125,6 +126,7 @@ class _Record:
     "delay",
     "extent",
     "instance",
+    "is_queued",
     "life",
     "looked",
     "reading",
@@ -143,6 +145,7 @@ class _Record:
     self.covered = 0
     self.extent = journal_files.Extent(0, 0)
     self.looked = 0.0
+    self.is_queued = False
     self.was_written = False
 
 
@@ -286,8 +289,10 @@ class Journals:
 
     """
     while self._fresh or self._long:
-      queue = self._fresh or self._long
-      self._guard(self._read, queue.popleft())
+      name = (self._fresh or self._long).popleft()
+      if name in self._records:
+        self._records[name].is_queued = False
+      self._guard(self._read, name)
       if time.monotonic() >= stop:
         return
     while self._suspects:
@@ -311,7 +316,7 @@ class Journals:
         self._forget(name)
         self._on_absent(name)
     elif record.state is State.READ:
-      self._fresh.append(name)
+      self._queue(name, record)
     elif record.state is State.WRITTEN and record.delay:
       self._look_after_closing(name)
     else:
@@ -331,15 +336,26 @@ class Journals:
 
   def _look(self, name: str) -> None:
     """Finds out about an instance's journal."""
+    self._open(name, self._look_into)
+
+  def _look_into(self, name: str, files: JournalFiles) -> None:
+    record = self._record(name, files.life)
+    if record.state in _FOLLOWED:
+      self._find_state(name, record, files)
+    elif record.state is State.USELESS:
+      self._drop_useless(name, files)
+
+  def _open(self, name: str, act: Callable[[str, JournalFiles], None]) -> None:
+    """Does something with a journal, and acts on what is wrong with it.
+
+    @param act: what to do with its files
+
+    """
     if self.directory is None:
       return
     try:
       with journal_files.opened(self.directory, name) as files:
-        record = self._record(name, files.life)
-        if record.state in _FOLLOWED:
-          self._find_state(name, record, files)
-        elif record.state is State.USELESS:
-          self._drop_useless(name, files)
+        act(name, files)
     except FileNotFoundError:
       self._lose(name)
     except journal_files.JournalError as err:
@@ -389,24 +405,15 @@ class Journals:
   def _read(self, name: str) -> None:
     """Reads on in a journal."""
     record = self._records.get(name)
-    if (
-      record is None
-      or record.state not in {State.WRITTEN, State.READ}
-      or self.directory is None
-    ):
-      return
-    try:
-      with journal_files.opened(self.directory, name) as files:
-        if files.life == record.life:
-          self._read_on(name, record, files, seconds=_SLICE)
-          return
-      self._look(name)
-    except FileNotFoundError:
-      self._lose(name)
-    except journal_files.JournalError as err:
-      self._distrust(name, err)
-    except OSError as err:
-      self._complain(name, err)
+    if record is not None and record.state in {State.WRITTEN, State.READ}:
+      self._open(name, self._read_into)
+
+  def _read_into(self, name: str, files: JournalFiles) -> None:
+    record = self._records[name]
+    if files.life == record.life:
+      self._read_on(name, record, files, seconds=_SLICE)
+    else:
+      self._look_into(name, files)
 
   def _read_on(
     self, name: str, record: _Record, files: JournalFiles, seconds: float
@@ -428,9 +435,14 @@ class Journals:
       self._judge(name, record, journal.useless(files, self._rule, err))
 
   def _queue(self, name: str, record: _Record) -> None:
-    """Lets a journal be read on when it is its turn."""
-    assert record.reading is not None
-    is_fresh = record.reading.position - record.covered <= journal.PIECE
+    """Lets a journal be read, or read on, when it is its turn."""
+    if record.is_queued:
+      return
+    record.is_queued = True
+    has_begun = record.reading is not None and (
+      record.reading.position - record.covered > journal.PIECE
+    )
+    is_fresh = record.state is State.READ and not has_begun
     (self._fresh if is_fresh else self._long).append(name)
 
   def _complete(
@@ -507,9 +519,11 @@ class Journals:
       return
     ahead = extent.allocated - (extent.size - record.covered)
     if extent.allocated > _LONG or extent.size - record.covered > _LONG:
-      self._begin_condensing(name, record)
+      self._queue(name, record)
     elif ahead < journal_files.RESERVED - _USED_UP:
-      self._reserve(name, record)
+      self._open(name, self._reserve)
+      if self._records.get(name) is not record:
+        return
     # At this pace it may use up what is reserved before the next rescan.
     lasts = journal_files.RESERVED / 2 * elapsed / max(1, grown)
     if grown > 0 and lasts < _HURRY and not record.delay:
@@ -522,22 +536,14 @@ class Journals:
         ),
       )
 
-  def _begin_condensing(self, name: str, record: _Record) -> None:
-    if record.reading is None and name not in self._long:
-      self._long.append(name)
-
-  def _reserve(self, name: str, record: _Record) -> None:
-    assert self.directory is not None
+  def _reserve(self, name: str, files: JournalFiles) -> None:
     try:
-      with journal_files.opened(self.directory, name) as files:
-        files.reserve()
-    except FileNotFoundError:
-      self._lose(name)
+      files.reserve()
     except OSError as err:
       if err.errno != errno.ENOSPC:
         raise
       # What it does not need any more makes room.
-      self._begin_condensing(name, record)
+      self._queue(name, self._records[name])
 
   def _cut(self, name: str) -> None:
     """Gives back what a journal takes that is of no use."""
@@ -590,7 +596,7 @@ class Journals:
       " without a journal",
     )
     self._forget(name)
-    with contextlib.suppress(BlockingIOError):
+    with contextlib.suppress(OSError):
       journal_files.remove_life(self.directory, name, record.life)
     self._on_absent(name)
 
@@ -602,7 +608,8 @@ class Journals:
       if self.directory is not None and record.life is not None:
         try:
           journal_files.remove_life(self.directory, name, record.life)
-        except BlockingIOError:
+        except OSError:
+          # The hypervisor is at work there, say; it is tried again.
           return
       self._forget(name)
 

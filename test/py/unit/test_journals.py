@@ -512,6 +512,26 @@ def test_trouble_is_told_once(place, monkeypatch):
   assert place.verdicts() == ["user"]
 
 
+def test_no_descriptor_for_what_it_needs(place, monkeypatch):
+  """That is no fault of the journal, nor of the daemon."""
+  qemu = place.attach()
+  qemu.write(CHATTER * 400)
+
+  def refuse(_):
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "web1.journal.out")
+
+  monkeypatch.setattr(journal_files.JournalFiles, "reserve", refuse)
+  place.rescan()
+  assert place.count("fault of the daemon") == 0
+  assert place.count("Too many open files; trying again") == 1
+  assert place.journals.follows("web1")
+  monkeypatch.undo()
+  qemu.write(END)
+  place.end(qemu)
+  place.work()
+  assert place.verdicts() == ["user"]
+
+
 def test_who_has_the_commands_open_does_not_begin_another_life(place):
   """QEMU has, and may write to them."""
   qemu = place.attach()
