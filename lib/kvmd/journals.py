@@ -367,7 +367,12 @@ class Journals:
     """Returns what is known of a life, which may be a new one."""
     record = self._records.get(name)
     if record is not None and record.life != life:
-      self._lose(name)
+      if record.state is State.JUDGED:
+        # What could not be delivered is of no use any more.
+        record.instance.settle(self.directory)
+        self._forget(name)
+      else:
+        self._lose(name)
       record = None
     if record is None:
       known = instance.Instance(name, self._rule, self._quota)
@@ -619,8 +624,8 @@ class Journals:
     if record is None:
       return
     if record.state is State.JUDGED:
-      # There is a verdict still to be delivered, if no new life has begun.
-      self._guard(self._settle, name)
+      # There is a verdict still to be delivered.
+      self._settle(name)
       return
     self._forget(name)
     if record.was_written and record.state in _FOLLOWED:

@@ -419,6 +419,28 @@ def test_life_that_was_not_seen_to_begin(place):
   monitor.quit()
 
 
+def test_next_life_begins_while_the_last_is_to_be_delivered(
+  place, monkeypatch
+):
+  """What was to be removed with that verdict is not removed with the next."""
+  first = place.attach()
+  first.write(END)
+  place.end(first)
+  assert place.verdicts() == ["user"]
+  second = place.start()
+  # The hypervisor is still at work there.
+  monkeypatch.setattr(place.control, "lock", lambda _: False)
+  place.journals.appear("web1")
+  place.work()
+  monkeypatch.undo()
+  place.work()
+  second.write(event("POWERDOWN") + END)
+  place.end(second)
+  assert place.verdicts() == ["user", "administrator"]
+  place.work()
+  assert place.files() == []
+
+
 def test_journal_that_was_removed_before_it_was_read(place):
   qemu = place.attach()
   qemu.close()
