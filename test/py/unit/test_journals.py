@@ -433,6 +433,8 @@ def test_next_life_begins_while_the_last_is_to_be_delivered(
   place.journals.appear("web1")
   place.work()
   monkeypatch.undo()
+  place.journals._next_settling = 0.0
+  place.turn()
   place.work()
   second.write(event("POWERDOWN") + END)
   place.end(second)
