@@ -119,6 +119,7 @@ _ENDINGS = {
   Deed.ADMINISTRATOR_POWERS_OFF: 2.0,
   Deed.GANETI_STOPS: 2.0,
   Deed.GOES_FIRST: 1.0,
+  Deed.GANETI_KILLS: 1.0,
   Deed.TERMINATE: 1.5,
   Deed.QUIT: 1.0,
   Deed.KILL: 3.0,
@@ -221,6 +222,8 @@ class _Generator:
       endings = {
         deed: weight for deed, weight in endings.items() if deed not in DOWN
       }
+    if slot in self._lying:
+      del endings[Deed.GANETI_KILLS]
     self._do(slot, self._pick(endings))
     del self._running[slot]
     self._lying.discard(slot)

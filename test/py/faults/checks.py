@@ -115,6 +115,7 @@ def _complaints(world: World) -> list[str]:
     if not oracle.explains(lives, logged):
       told = "\n  ".join(map(str, lives))
       complaints.append(f"WRONG in the log: {logged} on\n  {told}")
+    complaints += _complaints_of_processes(world, lives)
     if lives[-1].is_over:
       complaints += _complaints_of(world, lives[-1], logged)
   for slot in world.slots.values():
@@ -143,6 +144,22 @@ def _complaints_of(
   )
   if is_done and place.has_journal(life.name):
     yield f"its journal is still there: {life}\n{place.show(life.name)}"
+
+
+def _complaints_of_processes(
+  world: World, lives: list[Life]
+) -> collections.abc.Iterator[str]:
+  """Lists where a life is not known by the number of its own process."""
+  name = lives[0].name
+  noticed = world.daemons.exits[name]
+  for number in world.daemons.qemus[name] | noticed:
+    if number not in {life.process for life in lives}:
+      told = "\n  ".join(map(str, lives))
+      yield f"knows process {number}, which is none of\n  {told}"
+  for life in lives:
+    is_missing = life.is_exit_due and life.process not in noticed
+    if is_missing and world.daemons.hears_exits:
+      yield f"did not notice the end of process {life.process}: {life}"
 
 
 def _is_followed(world: World, slot: Slot) -> bool:

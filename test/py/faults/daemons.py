@@ -27,6 +27,9 @@ _VERDICT = re.compile(
 )
 _WATCHING = re.compile(r" pid=(\d+) INFO watching ")
 _ATTACHED = re.compile(r" pid=(\d+) INFO instance (\S+): attached to QEMU ")
+_FOLLOWED = re.compile(r" pid=(\d+) INFO instance (\S+): its QEMU keeps ")
+_PROCESS = re.compile(r" instance (\S+): (attached|its) .*process (\d+)")
+_HEARS_NO_EXITS = "cannot learn how QEMUs end"
 
 #: Enters a time namespace of its own and becomes another program.
 _WITH_OTHER_CLOCK = """
@@ -92,6 +95,13 @@ class Daemons:
     self._watching: set[int] = set()
     #: The processes that have attached to each instance, in order
     self.attachments: dict[str, list[int]] = collections.defaultdict(list)
+    #: The processes that have followed each instance by its journal
+    self.followings: dict[str, list[int]] = collections.defaultdict(list)
+    #: The numbers by which they knew the QEMUs of each instance
+    self.qemus: dict[str, set[int]] = collections.defaultdict(set)
+    #: The same, of those whose bad ends they noticed
+    self.exits: dict[str, set[int]] = collections.defaultdict(set)
+    self.hears_exits = True
     #: All verdicts so far
     self.verdicts: list[Verdict] = []
     #: All lines so far
@@ -286,6 +296,18 @@ class Daemons:
       and self._process.pid in self.attachments[name][since:]
     )
 
+  def is_following(self, name: str, since: int) -> bool:
+    """Tells whether the present daemon follows an instance by its journal.
+
+    @param since: how many such lines about that name do not count
+
+    """
+    self.read_log()
+    return (
+      self._process is not None
+      and self._process.pid in self.followings[name][since:]
+    )
+
   def read_log(self) -> None:
     """Take in what was logged since the last call."""
     with open(self._log, "rb") as stream:
@@ -301,10 +323,20 @@ class Daemons:
   def _note(self, line: str) -> None:
     verdict = _VERDICT.search(line)
     attached = _ATTACHED.search(line)
+    followed = _FOLLOWED.search(line)
     watching = _WATCHING.search(line)
     if verdict is not None:
       self.verdicts.append(Verdict(*verdict.groups()))
     elif attached is not None:
       self.attachments[attached.group(2)].append(int(attached.group(1)))
+    elif followed is not None:
+      self.followings[followed.group(2)].append(int(followed.group(1)))
     elif watching is not None:
       self._watching.add(int(watching.group(1)))
+    elif _HEARS_NO_EXITS in line:
+      self.hears_exits = False
+    process = _PROCESS.search(line)
+    if process is not None:
+      name, how, number = process.groups()
+      known = self.qemus if how == "attached" else self.exits
+      known[name].add(int(number))

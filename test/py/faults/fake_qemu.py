@@ -44,6 +44,7 @@ _EVENTS: dict[Deed, list[tuple[str, typing.Any]]] = {
   Deed.RISE: [_RESET, ("RESUME", None)],
   Deed.CHATTER: [],
   Deed.KILL: [],
+  Deed.GANETI_KILLS: [],
   **{deed: [("SHUTDOWN", data)] for deed, data in _SHUTDOWN.items()},
 }
 for _deed in (Deed.ADMINISTRATOR_POWERS_OFF, Deed.GANETI_STOPS):
@@ -132,6 +133,7 @@ class _Client:
 class FakeQemu:
   """A process that is none.
 
+  @ivar process: the number of the one that plays it
   @ivar is_over: whether it has ended
   @ivar has_begun: whether all was made that QEMU makes at its start
   @ivar is_mute: whether there was no room for all of its journal
@@ -150,6 +152,7 @@ class FakeQemu:
     self._plan = plan
     self._ctrl_dir = ctrl_dir
     self._name = name
+    self.process = os.getpid()
     self.is_over = False
     self.has_begun = False
     self.is_mute = False
@@ -215,7 +218,7 @@ class FakeQemu:
     @param delay: in milliseconds
 
     """
-    if deed is Deed.KILL:
+    if deed in (Deed.KILL, Deed.GANETI_KILLS):
       self._die()
       return
     self._say(deed)

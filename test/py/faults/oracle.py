@@ -48,6 +48,7 @@ _RIGHT = {
   Deed.GOES_FIRST: Right.USER,
   Deed.ADMINISTRATOR_POWERS_OFF: Right.ADMINISTRATOR,
   Deed.GANETI_STOPS: Right.ADMINISTRATOR,
+  Deed.GANETI_KILLS: Right.KILLED,
   Deed.TERMINATE: Right.ADMINISTRATOR,
   Deed.QUIT: Right.ADMINISTRATOR,
   Deed.PANIC: Right.PANIC,
@@ -55,7 +56,7 @@ _RIGHT = {
 }
 
 #: What ends the process when the guest may be down already
-_REAPING = frozenset({Deed.TERMINATE, Deed.QUIT, Deed.KILL})
+_REAPING = frozenset({Deed.GANETI_KILLS, Deed.TERMINATE, Deed.QUIT, Deed.KILL})
 
 #: What only who was attached at that moment knows of: a powerdown, and that
 #: the guest is up again
@@ -75,6 +76,10 @@ class Life:
   source: Source
   #: How often daemons had attached to that name before
   attachments_before: int
+  #: How often one had followed its journal before
+  followings_before: int = 0
+  #: The number of its process
+  process: int = 0
   #: Its verdict so far; None while it runs
   right: typing.Optional[Right] = None
   deeds: list[Deed] = dataclasses.field(default_factory=list)
@@ -91,6 +96,12 @@ class Life:
   is_marked: bool = False
   #: The daemon that runs knows that it lived
   is_met: bool = False
+  #: That a journal is followed is said of this life, not of an earlier one.
+  is_clear: bool = True
+  #: Since when a daemon could have taken note of it, by the daemons' clock
+  known_since: float = math.inf
+  #: The daemon has to have noticed how its process ended
+  is_exit_due: bool = False
   #: Its directory was exchanged while it lived
   is_hidden: bool = False
   #: Ganeti removed its journal, which the daemon may not have read
@@ -134,6 +145,15 @@ class Life:
       if clock - said < HEARING:
         self._miss(deed)
     self.is_met = False
+    self.is_exit_due = False
+    if self.has_begun:
+      self.known_since = clock
+
+  def lose_sight(self) -> None:
+    """Take note that its files went out of sight."""
+    if self.source is Source.JOURNAL and not self.is_settled:
+      self.is_met = False
+      self.is_clear = False
 
   def confirm(self) -> None:
     """Take note of a check: what was not heard by then will not be."""
@@ -170,8 +190,8 @@ class Life:
     """Whether a verdict has to be in the log."""
     if self.is_robbed or not self.is_over:
       return False
-    if self.source is Source.JOURNAL:
-      return self.must_be_right and not self.is_cleaned_up
+    if self.source is Source.JOURNAL and self.is_cleaned_up:
+      return self.is_met
     return self.must_be_right or self.is_met
 
   def allows(self, verdict: str) -> bool:

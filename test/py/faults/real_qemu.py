@@ -53,6 +53,10 @@ class RealQemu:
     self._has_failed = False
 
   @property
+  def process(self) -> int:
+    return self._machine.pid
+
+  @property
   def is_over(self) -> bool:
     flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
     if not self._has_failed:
@@ -130,4 +134,5 @@ _ENDINGS = {
   Deed.PANIC: _tell(Command.PANIC),
   Deed.TERMINATE: _send(signal.SIGTERM),
   Deed.KILL: _send(signal.SIGKILL),
+  Deed.GANETI_KILLS: _send(signal.SIGKILL),
 }

@@ -48,6 +48,7 @@ class Deed(enum.Enum):
   RESET = "guest resets"
   PAUSE = "administrator pauses and resumes"
   CHATTER = "QEMU says a lot"
+  GANETI_KILLS = "Ganeti kills it and cleans up"
   TERMINATE = "SIGTERM"
   QUIT = "QMP quit"
   KILL = "SIGKILL"
@@ -69,7 +70,7 @@ DOWN = frozenset(
 )
 
 #: These end the process.
-FINAL = DOWN | {Deed.TERMINATE, Deed.QUIT, Deed.KILL}
+FINAL = DOWN | {Deed.GANETI_KILLS, Deed.TERMINATE, Deed.QUIT, Deed.KILL}
 
 
 class Trouble(enum.Enum):

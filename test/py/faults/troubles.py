@@ -96,10 +96,18 @@ def _finish_starts(world: World) -> None:
   world.serve()
 
 
+def _lose_sight(world: World) -> None:
+  """Takes note that a daemon finds all files gone, or others."""
+  for lives in world.lives.values():
+    for life in lives:
+      life.lose_sight()
+
+
 def _remove_directory(world: World) -> None:
   if not world.place.is_in_place or world.place.ballast.is_full:
     return
   _finish_starts(world)
+  _lose_sight(world)
   world.place.clear()
   for lives in world.lives.values():
     life = lives[-1]
@@ -110,6 +118,7 @@ def _remove_directory(world: World) -> None:
 def _move_directory(world: World) -> None:
   if world.place.is_in_place:
     _finish_starts(world)
+    _lose_sight(world)
     world.place.move_away()
 
 

@@ -17,7 +17,7 @@ import typing
 from ganeti.kvmd import ctrldir
 from guests import lifetime
 
-from faults import checks, troubles
+from faults import checks, oracle, troubles
 from faults.daemons import Daemons
 from faults.fake_qemu import FakeQemu
 from faults.node import Hypervisor
@@ -41,7 +41,10 @@ from faults.steps import (
 from faults.tally import Tally
 
 #: Ganeti says first that it is about to do that.
-_ANNOUNCED = frozenset({Deed.GANETI_STOPS, Deed.GOES_FIRST})
+_ANNOUNCED = frozenset({Deed.GANETI_STOPS, Deed.GANETI_KILLS, Deed.GOES_FIRST})
+
+#: And it cleans up after that.
+_CLEANED_UP = frozenset({Deed.GANETI_STOPS, Deed.GANETI_KILLS})
 
 Guest = typing.Union[FakeQemu, RealQemu]
 
@@ -168,7 +171,11 @@ class World:
     """Takes note of who listens to a guest, and how far it has come."""
     if slot.guest.is_talking:
       slot.life.repeat(self.daemons.clock)
-    if slot.guest.is_met and self.daemons.runs:
+    if (
+      slot.life.source is Source.SOCKET
+      and slot.guest.is_met
+      and self.daemons.runs
+    ):
       slot.life.is_met = True
 
   def wait_until(
@@ -189,9 +196,15 @@ class World:
     name = f"guest{plan.guest}"
     self.daemons.read_log()
     self.hypervisor.prepare_start(name)
+    life = Life(
+      name,
+      plan.source,
+      len(self.daemons.attachments[name]),
+      len(self.daemons.followings[name]),
+      is_clear=self._is_clear(name),
+    )
     if self.lives[name]:
       self.lives[name][-1].is_cleaned_up = True
-    life = Life(name, plan.source, len(self.daemons.attachments[name]))
     self.lives[name].append(life)
     wants_journal = plan.source is Source.JOURNAL
     guest: Guest
@@ -208,7 +221,20 @@ class World:
     else:
       self.tally.socket_lives += 1
       life.source = Source.SOCKET
+    life.process = guest.process
     self.slots[plan.guest] = Slot(guest, life, plan)
+
+  def _is_clear(self, name: str) -> bool:
+    """Tells whether the daemon has taken note of all journals of a name."""
+    if not self.daemons.runs or not self.lives[name]:
+      return True
+    last = self.lives[name][-1]
+    if last.is_settled or not last.is_clear:
+      return last.is_settled
+    return last.source is Source.SOCKET or self._is_followed(last)
+
+  def _is_followed(self, life: Life) -> bool:
+    return self.daemons.is_following(life.name, life.followings_before)
 
   def _start_qemu(
     self, name: str, plan: Start, wants_journal: bool
@@ -249,7 +275,9 @@ class World:
       return
     if not slot.plan.stays and deed in (Deed.LIE_DOWN, Deed.RISE):
       return
-    if deed is Deed.GOES_FIRST and not self.place.is_in_place:
+    if deed in (Deed.GOES_FIRST, Deed.GANETI_KILLS) and (
+      not self.place.is_in_place
+    ):
       # Another directory would be marked.
       return
     if deed is not Deed.KILL:
@@ -257,7 +285,9 @@ class World:
       if guest.is_over:
         self._bury(slot)
         return
-    life.has_begun = guest.has_begun
+    if guest.has_begun and not life.has_begun:
+      life.has_begun = True
+      life.known_since = self.daemons.clock
     is_heard = self._is_heard(slot)
     if deed in _ANNOUNCED:
       self.hypervisor.prepare_stop(life.name)
@@ -266,6 +296,7 @@ class World:
       ).exists()
     if deed in FINAL:
       slot.is_ending = True
+      life.is_exit_due = self._is_exit_due(slot, deed)
       guest.end(deed, step.delay)
     else:
       guest.do(deed, step.kilobytes)
@@ -274,7 +305,7 @@ class World:
       slot.has_room = False
     slot.lies = deed is Deed.LIE_DOWN or (slot.lies and deed is not Deed.RISE)
     life.suffer(deed, self.daemons.clock, is_heard=is_heard)
-    if deed is Deed.GANETI_STOPS:
+    if deed in _CLEANED_UP:
       life.is_cleaned_up = True
       self.hypervisor.finish_stop(life.name)
     self.serve()
@@ -282,9 +313,28 @@ class World:
   def _is_heard(self, slot: Slot) -> bool:
     if not self.daemons.runs:
       return False
+    life = slot.life
     slot.guest.serve()
     self._take_note(slot)
+    if life.source is Source.JOURNAL and life.is_clear:
+      life.is_met = self._is_followed(life)
     return self.is_attached(slot)
+
+  def _is_exit_due(self, slot: Slot, deed: Deed) -> bool:
+    """Tells whether the daemon has to notice the end of a process.
+
+    It need not know which it is at once, and when it looks at everything it
+    forgets those that are gone.
+
+    """
+    since = max(slot.life.known_since, self.troubled_at)
+    return (
+      slot.plan.engine is Engine.QEMU
+      and deed in (Deed.KILL, Deed.GANETI_KILLS)
+      and self.daemons.runs
+      and self.rescan_interval > lifetime.PATIENCE
+      and self.daemons.clock - since >= oracle.HEARING
+    )
 
   def is_attached(self, slot: Slot) -> bool:
     life = slot.life
