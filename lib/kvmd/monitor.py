@@ -23,7 +23,7 @@ import struct
 import time
 from typing import TYPE_CHECKING
 
-from ganeti.kvmd import qmp
+from ganeti.kvmd import lifecycle, qmp
 
 if TYPE_CHECKING:
   from typing import Optional
@@ -99,7 +99,7 @@ class Monitor:
     self.attempts = 0
     self.deadline = 0.0
     self._socket: Optional[socket.socket] = None
-    self._decoder = qmp.Decoder()
+    self._decoder = qmp.Decoder(lifecycle.EVENTS)
     self._version = ""
     # When the present connection was made, by the monotonic clock.
     self._connected = 0.0
@@ -196,7 +196,7 @@ class Monitor:
     assert self._socket is not None
     self._socket.close()
     self._socket = None
-    self._decoder = qmp.Decoder()
+    self._decoder = qmp.Decoder(lifecycle.EVENTS)
     lasted = time.monotonic() - self._connected
     if self.state is State.ATTACHED and lasted >= _GOOD_CONNECTION:
       self.attempts = 0
@@ -224,7 +224,7 @@ class Monitor:
           has_news = self.instance.receive(message, directory) or has_news
         elif isinstance(message, qmp.Greeting):
           self._greeted(message)
-        else:
+        elif isinstance(message, qmp.Reply):
           self._answered(message, directory)
     except qmp.ProtocolError as err:
       self.instance.complain("its monitor sent %s; hung up on it", err)

@@ -349,6 +349,7 @@ _HOW_TO_REPEAT = (
   "    sudo devel/bench --hostile           # only beside hostile instances",
   "    sudo devel/bench --hostile --minutes=10  # whether anything grows there",
   "    sudo test/bench/quick.py             # ours alone, in half a minute",
+  "    test/bench/decoder.py                # what it takes to read QMP alone",
   "",
   *textwrap.wrap(
     "The monitors are pretended, but real sockets in processes of their own"

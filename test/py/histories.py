@@ -9,6 +9,8 @@ through from its end.
 
 from __future__ import annotations
 
+import json
+
 from ganeti.kvmd.lifecycle import Rule, Verdict
 from hypothesis import strategies as st
 
@@ -59,6 +61,42 @@ HISTORIES = st.lists(
   | _SHUTDOWNS,
   max_size=9,
 )
+
+#: Events that mean nothing, however much they look as if they did.
+CHATTER = [
+  UNRELATED,
+  ("WAKEUP", {}),
+  ("STOPPED", {}),
+  ("GUEST_SHUTDOWN", {"guest": True}),
+  ("SHUTDOWN_", {"guest": True, "reason": "guest-shutdown"}),
+  ("DEVICE_DELETED", {"device": "SHUTDOWN", "path": '/"event": "STOP"'}),
+  ("JOB_STATUS_CHANGE", {"id": '{"event": "RESET"}', "status": "running"}),
+  ("MEMORY_FAILURE", {"flags": {"event": "SHUTDOWN"}, "action": "reset"}),
+  ("BLOCK_JOB_ERROR", {"offset": -1, "speed": 0.5, "events": ["POWERDOWN"]}),
+]
+
+_FORMS = [{}, {"separators": (",", ":")}, {"indent": 2}, {"sort_keys": True}]
+
+
+@st.composite
+def transcripts(draw):
+  """What a QEMU might have written, and the history that it tells."""
+  history = draw(HISTORIES)
+  text = ""
+  for event in history:
+    for name, data in [*draw(st.lists(st.sampled_from(CHATTER))), event]:
+      message = {
+        "timestamp": {"seconds": 1795438800, "microseconds": len(text)},
+        "event": name,
+      }
+      if data or draw(st.booleans()):
+        message["data"] = data
+      written = json.dumps(message, **draw(st.sampled_from(_FORMS)))
+      if draw(st.integers(0, 9)) == 0:
+        escaped = f'"\\u{ord(name[0]):04x}{name[1:]}"'
+        written = written.replace(f'"{name}"', escaped)
+      text += written + draw(st.sampled_from(["\r\n", "\n", "", " "]))
+  return text.encode("ascii"), history
 
 
 def _has_cause(data):

@@ -419,9 +419,7 @@ def test_life_that_was_not_seen_to_begin(place):
   monitor.quit()
 
 
-def test_next_life_begins_while_the_last_is_to_be_delivered(
-  place, monkeypatch
-):
+def test_next_life_begins_while_the_last_is_to_be_delivered(place, monkeypatch):
   """What was to be removed with that verdict is not removed with the next."""
   first = place.attach()
   first.write(END)

@@ -205,7 +205,7 @@ def test_odd_data_is_never_the_user(data, before):
 @pytest.mark.parametrize("rule", Rule)
 def test_the_word_alone_is_no_event(text, rule):
   life = lifecycle.Lifecycle(rule)
-  for message in qmp.Decoder().feed(text.encode()):
+  for message in qmp.Decoder(lifecycle.EVENTS).feed(text.encode()):
     if isinstance(message, qmp.Event):
       life.receive(message.name, message.data, message.at)
   assert life.outcome == lifecycle.UNANNOUNCED

@@ -12,7 +12,8 @@ import tracemalloc
 from unittest import mock
 
 import pytest
-from ganeti.kvmd import qmp
+from ganeti.kvmd import lifecycle, qmp
+from histories import judge, transcripts
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,10 +25,50 @@ SHUTDOWN = (
   b'{"timestamp": {"seconds": 1795438800, "microseconds": 5}, "event":'
   b' "SHUTDOWN", "data": {"guest": true, "reason": "guest-shutdown"}}\r\n'
 )
+
+# As QEMU 7.2 writes them: its own, and some that have all that it may write.
+CHATTER = [
+  b'{"timestamp": {"seconds": 1795567387, "microseconds": 614678}, %s}\r\n'
+  % rest
+  for rest in (
+    b'"event": "WAKEUP"',
+    b'"event": "DEVICE_DELETED", "data": {"path": "/machine/peripheral/rng0"}',
+    (
+      b'"event": "BLOCK_JOB_READY", "data": {"device": "m", "len": 1048576,'
+      b' "offset": 1048576, "speed": 0, "type": "mirror"}'
+    ),
+    (
+      b'"event": "VNC_CONNECTED", "data": {"server": {"auth": "none", "family":'
+      b' "unix", "service": "vnc", "host": "", "websocket": false}, "client":'
+      b' {"family": "unix", "service": "", "host": "", "websocket": false}}'
+    ),
+    (
+      b'"event": "RTC_CHANGE", "data": {"offset": -3600, "": {"a": null,'
+      b' "b": true}}'
+    ),
+    b'"event": "X_1", "data": {}',
+  )
+]
+
+# The events that these tests ask for.
+WANTED = ("SHUTDOWN", "STOP", "A", "B", "", "AA", "😀", "\ud83d", '"]\\', "a:")
+
 # Text in which each character is one that a careless reader trips over.
 TRICKY = st.text('{}[]"\\,: \n\r\t\0\x1e/aé€😀\ud800', max_size=12)
 WHITESPACE = st.text(" \t\r\n", max_size=3).map(str.encode)
 CUTS = st.lists(st.integers(0, 2000), max_size=12)
+
+
+def feed(decoder, piece):
+  """Gives what a decoder makes of one piece, without the places to stop at."""
+  return (
+    timeless(message) for message in decoder.feed(piece) if message is not None
+  )
+
+
+def timeless(message):
+  """Takes from an event when it happened, which has tests of its own."""
+  return message._replace(at=0.0) if isinstance(message, qmp.Event) else message
 
 
 def decode(pieces):
@@ -36,14 +77,93 @@ def decode(pieces):
   @return: the messages, and the text of the error that ended them, if any
 
   """
-  decoder = qmp.Decoder()
+  decoder = qmp.Decoder(WANTED)
   messages = []
   try:
     for piece in pieces:
-      messages.extend(decoder.feed(piece))
+      messages.extend(feed(decoder, piece))
   except qmp.ProtocolError as err:
     return messages, str(err)
   return messages, None
+
+
+def decode_slowly(data):
+  """Does the same by the letter, a byte at a time, with no fast way."""
+  messages = []
+  text = bytearray()
+  depth = 0
+  in_string = escaped = False
+  for byte in bytewise(data):
+    if not text and byte.isspace() and byte in b" \t\r\n":
+      continue
+    text += byte
+    if not text.startswith(b"{"):
+      return messages, "not JSON"
+    if len(text) > qmp.MAX_MESSAGE:
+      return messages, f"a message of more than {qmp.MAX_MESSAGE} bytes"
+    if byte == b'"' and not escaped:
+      in_string = not in_string
+    elif not in_string:
+      depth += (byte in b"{[") - (byte in b"}]")
+    escaped = byte == b"\\" and not escaped
+    if depth > qmp.MAX_DEPTH:
+      return messages, f"nested more than {qmp.MAX_DEPTH} deep"
+    if not depth:
+      try:
+        message = understand(bytes(text))
+      except ValueError as err:
+        return messages, str(err)
+      if is_wanted(message):
+        messages.append(message)
+      text.clear()
+  return messages, None
+
+
+def is_wanted(message):
+  if isinstance(message, qmp.Event):
+    return message.name in WANTED
+  return message is not None
+
+
+def refuse(_):
+  raise ValueError("not JSON")
+
+
+def understand(text):
+  """Gives the message that some JSON is.
+
+  @raise ValueError: if it is none; with the text of the decoder's error
+
+  """
+  try:
+    content = json.loads(
+      text.decode("utf-8"), parse_int=float, parse_constant=refuse
+    )
+  except ValueError:
+    refuse(text)
+  if "event" in content:
+    event = qmp.Event(content["event"], content.get("data", {}))
+    if isinstance(event.name, str) and isinstance(event.data, dict):
+      return event
+    raise ValueError("an event without a name or with odd data")
+  ident = content.get("id")
+  if "return" in content:
+    return qmp.Reply(ident, content["return"], None)
+  if "error" in content:
+    error = content["error"]
+    description = error.get("desc") if isinstance(error, dict) else None
+    if not isinstance(description, str):
+      description = "no description"
+    return qmp.Reply(ident, None, description)
+  return qmp.Greeting(version_in(content["QMP"])) if "QMP" in content else None
+
+
+def version_in(greeting):
+  try:
+    numbers = greeting["version"]["qemu"]
+    return "{major:.0f}.{minor:.0f}.{micro:.0f}".format_map(numbers)
+  except (KeyError, TypeError, ValueError):
+    return ""
 
 
 def cut(data, places):
@@ -65,13 +185,30 @@ VALUES = st.recursive(
   max_leaves=6,
 )
 OBJECTS = st.dictionaries(TRICKY, VALUES, max_size=3)
-EVENTS = st.tuples(TRICKY, OBJECTS).map(
-  lambda pair: (
-    {"timestamp": {"seconds": 1}, "event": pair[0], "data": pair[1]},
-    qmp.Event(pair[0], pair[1]),
+NAMES = TRICKY | st.sampled_from(
+  [*WANTED, "STOPPED", "NOSTOP", "AAA", "RTC_CHANGE", "STOP_2", "STOP ", "stop"]
+)
+# What QEMU really sends.
+PLAIN = st.recursive(
+  st.booleans()
+  | st.integers(-(2**53), 2**53)
+  | st.text(" {/:,}az", max_size=9),
+  lambda inner: st.dictionaries(st.text("-{ a", max_size=3), inner, max_size=3),
+  max_leaves=6,
+)
+DATA = OBJECTS | st.dictionaries(st.text("-{ a", max_size=3), PLAIN, max_size=3)
+TIMES = st.integers(-1, 2**31)
+EVENTS = st.tuples(NAMES, DATA, TIMES, TIMES).map(
+  lambda drawn: (
+    {
+      "timestamp": {"seconds": drawn[2], "microseconds": drawn[3]},
+      "event": drawn[0],
+      "data": drawn[1],
+    },
+    qmp.Event(drawn[0], drawn[1]),
   )
 )
-BARE_EVENTS = TRICKY.map(lambda name: ({"event": name}, qmp.Event(name, {})))
+BARE_EVENTS = NAMES.map(lambda name: ({"event": name}, qmp.Event(name, {})))
 REPLIES = st.tuples(VALUES, VALUES).map(
   lambda pair: (
     {"return": pair[0], "id": pair[1]},
@@ -126,9 +263,9 @@ def streams(draw):
     text = json.dumps(content, **draw(FORMS))
     if draw(st.booleans()):
       wide = json.dumps(content, ensure_ascii=False)
-      text = text if "\ud800" in wide else wide
+      text = text if "\ud800" in wide or "\ud83d" in wide else wide
     data += draw(WHITESPACE) + text.encode("utf-8") + draw(WHITESPACE)
-    if message is not None:
+    if is_wanted(message):
       expected.append(message)
   return bytes(data), expected
 
@@ -138,6 +275,115 @@ def test_messages_do_not_depend_on_how_they_arrive(stream, places):
   data, expected = stream
   assert decode(cut(data, places)) == (expected, None)
   assert decode(bytewise(data)) == (expected, None)
+
+
+@given(streams(), CUTS)
+def test_what_is_pending_begins_behind_a_message(stream, places):
+  """Also while messages are given, and the rest of a piece waits."""
+  data, expected = stream
+  decoder = qmp.Decoder(WANTED)
+  taken = 0
+  messages = []
+  for piece in cut(data, places):
+    taken += len(piece)
+    for message in decoder.feed(piece):
+      if message is not None:
+        messages.append(timeless(message))
+      boundary = taken - decoder.pending
+      assert decode([data[:boundary]]) == (messages, None)
+      assert decode([data[boundary:]]) == (expected[len(messages) :], None)
+    boundary = taken - decoder.pending
+    assert decode([data[:boundary]]) == (messages, None)
+    assert decode([data[boundary:]]) == (expected[len(messages) :], None)
+  assert not decoder.pending
+
+
+@given(transcripts(), CUTS)
+def test_no_verdict_depends_on_how_its_events_are_written(transcript, places):
+  data, history = transcript
+  life = lifecycle.Lifecycle(lifecycle.Rule.CAUSE)
+  decoder = qmp.Decoder(lifecycle.EVENTS)
+  for piece in cut(data, places):
+    for message in feed(decoder, piece):
+      assert message.name in lifecycle.EVENTS
+      life.receive(message.name, message.data, message.at)
+  assert life.outcome.verdict is judge(history)
+
+
+@pytest.mark.parametrize("line", CHATTER)
+def test_event_that_means_nothing_takes_no_parser(line):
+  with mock.patch.object(qmp, "_decode_json", side_effect=AssertionError):
+    decoder = qmp.Decoder(lifecycle.EVENTS)
+    # Longer than what is passed over at a time.
+    lines = line * (2 * qmp.MAX_MESSAGE // len(line))
+    while lines:
+      # As in a long run one may be cut, a hundred of them arrive at a time.
+      assert list(decoder.feed(lines[: 30 * len(line)])) == []
+      lines = lines[30 * len(line) :]
+    assert not decoder.pending
+
+
+@pytest.mark.parametrize("line", CHATTER)
+@pytest.mark.parametrize("name", ["STOP", "RESET"])
+def test_event_that_means_something_is_noticed_in_the_midst(line, name):
+  wanted = b'{"timestamp": {"seconds": 1, "microseconds": 2}, "event": "%s"}\n'
+  data = line + wanted % name.encode() + line
+  decoder = qmp.Decoder(lifecycle.EVENTS)
+  assert list(feed(decoder, data)) == [qmp.Event(name, {})]
+
+
+def test_greetings_in_the_same_words_are_parsed_once():
+  answer = b'{"return": {}}\r\n'
+  qmp._read_common.cache_clear()
+  parser = mock.Mock(side_effect=qmp._decode_json)
+  with mock.patch.object(qmp, "_decode_json", parser):
+    for _ in range(100):
+      assert decode([GREETING, answer]) == decode([GREETING + answer])
+  assert parser.call_count == 4
+
+
+def test_bytes_are_pending_where_characters_have_more_than_one():
+  decoder = qmp.Decoder(WANTED)
+  other = '{"event": "A", "data": {"é": "😀"}}'.encode()
+  messages = feed(decoder, SHUTDOWN + other + other[:-5])
+  pending = [decoder.pending for _ in messages]
+  pending.append(decoder.pending)
+  rest = len(other) - 5
+  # The end of a line goes with what comes after it.
+  assert pending == [2 + len(other) + rest, rest, rest]
+
+
+def test_short_piece_that_is_known_leaves_the_same_pending():
+  piece = b'{"return": 1} {"id": 1}{"return": 2}\r\n'
+  for _ in range(3):
+    decoder = qmp.Decoder(WANTED)
+    steps = [(message, decoder.pending) for message in decoder.feed(piece)]
+    assert steps == [
+      (qmp.Reply(None, 1, None), 25),
+      (None, 15),
+      (qmp.Reply(None, 2, None), 2),
+    ]
+    assert decoder.pending == 0
+
+
+def test_message_that_took_a_parser_is_a_place_to_stop_at():
+  decoder = qmp.Decoder(WANTED)
+  odd = b'{"id": 1}' + b'{"event":"X"}' + b'{"\\u0065vent": "X"}'
+  assert list(decoder.feed(odd)) == [None] * 3
+  assert list(decoder.feed(b"{}{ }" + CHATTER[0])) == []
+
+
+@pytest.mark.parametrize("size", [1, 7, 100, 1000])
+def test_message_in_pieces_is_not_parsed_with_each(size):
+  qmp._read_common.cache_clear()
+  pieces = chunks(sized(6000), size)
+  parser = mock.Mock(side_effect=qmp._decode_json)
+  with mock.patch.object(qmp, "_decode_json", parser):
+    messages, error = decode(pieces)
+  assert len(messages) == 1
+  assert error is None
+  # When it begins, perhaps once more because that is short, and at its end.
+  assert parser.call_count <= 3
 
 
 # What comes close to being QMP.
@@ -172,15 +418,41 @@ NEAR_QMP = st.lists(
 ).map(b"".join) | st.binary(max_size=40)
 
 
-@given(NEAR_QMP, CUTS)
+@st.composite
+def damaged_streams(draw):
+  """Bytes that were messages before something was cut out or put in."""
+  data, _ = draw(streams())
+  data += draw(st.sampled_from(CHATTER))
+  for start, length in draw(
+    st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 9)), max_size=3)
+  ):
+    place = start % (len(data) + 1)
+    data = data[:place] + draw(NEAR_QMP) + data[place + length :]
+  return data
+
+
+@given(NEAR_QMP | damaged_streams(), CUTS)
 def test_any_bytes_come_to_the_same_however_they_arrive(data, places):
-  assert decode(cut(data, places)) == decode([data]) == decode(bytewise(data))
+  expected = decode_slowly(data)
+  assert decode([data]) == expected
+  assert decode(cut(data, places)) == expected
+  assert decode(bytewise(data)) == expected
 
 
 @given(NEAR_QMP, CUTS, st.integers(2, 40), st.integers(1, 6))
 def test_bounds_are_the_same_however_bytes_arrive(data, places, size, depth):
-  with mock.patch.multiple(qmp, MAX_MESSAGE=size, MAX_DEPTH=depth):
-    assert decode(cut(data, places)) == decode([data]) == decode(bytewise(data))
+  # What was remembered outlives the bounds that are set here.
+  bounds = {
+    "MAX_MESSAGE": size,
+    "MAX_DEPTH": depth,
+    "_MAX_RUN": size,
+    "_MAX_COMMON": -1,
+  }
+  with mock.patch.multiple(qmp, **bounds):
+    expected = decode_slowly(data)
+    assert decode([data]) == expected
+    assert decode(cut(data, places)) == expected
+    assert decode(bytewise(data)) == expected
 
 
 @pytest.mark.parametrize(
@@ -256,6 +528,66 @@ def test_garbage_is_refused_after_the_messages_in_front_of_it(garbage, gap):
 
 
 @pytest.mark.parametrize(
+  ("found", "instead"),
+  [
+    (b"-3600", b"-03600"),
+    (b"-3600", b"--3600"),
+    (b"-3600", b"+3600"),
+    (b"-3600", b"-"),
+    (b"-3600", b"3600 3600"),
+    (b'seconds": ', b'seconds": 0'),
+    (b", ", b",, "),
+    (b", ", b" "),
+    (b": ", b" "),
+    (b": ", b", "),
+    (b"}", b", }"),
+    (b"}", b"]"),
+    (b'"event": "', b'"event": '),
+    (b'"event": "', b'"event": 1, "b": "'),
+    (b'"event": "', b'"event": null, "b": "'),
+    (b'": {"offset"', b'": {{"offset"'),
+    (b'"data": {', b'"data": [{'),
+    (b'"data": {', b'"data": null}'),
+    (b'"data": {', b'"data": []}'),
+    (b'"data": {', b'"data": ""}'),
+    (b'"data": {', b'"data": 1}'),
+    (b'"data": {', b'"event": {'),
+    (b'"data": {', b'"data": "", "b": {'),
+    (b'"data": {', b'"data": null, "b": {'),
+    (b'"data": {', b'"data": {"": {"": 1,}, '),
+    (b'"data": {', b'"data": {"": {"": 1, 2}, '),
+    (b'"data": {', b'"data": {"": True, '),
+    (b'"data": {', b'"data": {"": nul, '),
+    (b'"data": {', b'"data": {"": .5, '),
+    (b'"data": {', b'"data": {"": 5., '),
+    (b'"data": {', b'"data": {a: 1, '),
+    (b'"data": {', b'"data": {"a" "b", '),
+    (b"RTC", b"R\tC"),
+    (b"RTC", b"R\0C"),
+    (b"RTC", b"R\xc3C"),
+    (b"RTC", b"R\\C"),
+    (b"RTC", b'R"C'),
+    (b"RTC", b"R\nC"),
+    (b"off", b"o\x1ff"),
+    (b"off", b"o\xfff"),
+    (b"off", b'o"f'),
+    (b"off", b"o\\of"),
+  ],
+)
+def test_what_is_no_event_is_not_passed_over_as_one(found, instead):
+  """It is refused, or has not ended before the end of the data."""
+  line = CHATTER[4]
+  assert found in line
+  for place in range(line.count(found)):
+    parts = line.split(found)
+    parts[place : place + 2] = [instead.join(parts[place : place + 2])]
+    data = CHATTER[0] + found.join(parts) + SHUTDOWN
+    messages, error = decode([data])
+    assert messages == []
+    assert decode_slowly(data) == (messages, error)
+
+
+@pytest.mark.parametrize(
   "first", [b"g", b"\0", b"[", b'"', b"1", b"}", b"\xff", b"\xef"]
 )
 def test_what_cannot_be_qmp_is_refused_at_its_first_byte(first):
@@ -310,13 +642,34 @@ def test_object_of_an_unknown_kind_is_passed_over(text):
   assert decode([text + SHUTDOWN]) == decode([SHUTDOWN])
 
 
+@pytest.mark.parametrize(
+  ("timestamp", "at"),
+  [
+    ('{"seconds": 5, "microseconds": 250000}', 5.25),
+    ('{"seconds": 5, "microseconds": 0, "more": 1}', 5.0),
+    ('{"seconds": 0, "microseconds": 0}', 0.0),
+    ('{"seconds": -1, "microseconds": -1}', 0.0),
+    ('{"seconds": 1e999, "microseconds": 0}', 0.0),
+    ('{"seconds": "5", "microseconds": 0}', 0.0),
+    ('{"seconds": 5}', 0.0),
+    ("[5, 0]", 0.0),
+    ("5", 0.0),
+    ("null", 0.0),
+  ],
+)
+def test_event_tells_when_it_happened(timestamp, at):
+  text = f'{{"timestamp": {timestamp}, "event": "STOP"}}\r\n'.encode()
+  (message,) = qmp.Decoder(WANTED).feed(text)
+  assert message == qmp.Event("STOP", {}, at)
+
+
 def test_greeting_tells_the_version():
   assert decode([GREETING]) == ([qmp.Greeting("7.2.19")], None)
 
 
 @pytest.mark.parametrize(
   "number",
-  [b"9" * 5000, b"-" + b"9" * 500000, b"1e999", b"0." + b"3" * 500000],
+  [b"9" * 5000, b"-" + b"9" * 60000, b"1e999", b"0." + b"3" * 60000],
   ids=len,
 )
 def test_number_of_any_length_is_taken(number):
@@ -336,7 +689,11 @@ def chunks(data, size=16384):
   return [data[start : start + size] for start in range(0, len(data), size)]
 
 
-@pytest.mark.parametrize("split", [chunks, lambda data: [data]])
+def halves(data):
+  return [data[: len(data) // 2], data[len(data) // 2 :]]
+
+
+@pytest.mark.parametrize("split", [chunks, lambda data: [data], halves])
 def test_longest_message(split):
   longest = sized(qmp.MAX_MESSAGE)
   messages, error = decode(split(b" " + longest + b"\r\n" + SHUTDOWN))
@@ -346,6 +703,30 @@ def test_longest_message(split):
   messages, error = decode(split(SHUTDOWN + too_long + SHUTDOWN))
   assert [message.name for message in messages] == ["SHUTDOWN"]
   assert str(qmp.MAX_MESSAGE) in error
+
+
+@pytest.mark.parametrize("split", [chunks, lambda data: [data], halves])
+@pytest.mark.parametrize(
+  ("opening", "closing"),
+  [
+    (b'{"a": "', b'"}'),
+    (b'{"event": "X", "data": {"a": "', b'"}}'),
+    (CHATTER[1][:-5], CHATTER[1][-5:-2]),
+    (b'{"a": "\xc3\xa9', b'"}'),
+    (b'{"a": "\\\\', b'"}'),
+    (b'{"a": "', b'\\""}'),
+    (b'{"a": {}, "b": "', b'"}'),
+  ],
+)
+def test_longest_message_of_any_kind(split, opening, closing):
+  room = 64 * 1024 - len(opening) - len(closing)
+  for more, is_refused in ((0, False), (1, True)):
+    text = opening + b"x" * (room + more) + closing
+    assert decode(split(text[:-1])) == ([], None)
+    messages, error = decode(split(text + SHUTDOWN))
+    assert len(messages) == (not is_refused)
+    assert (error is not None) == is_refused
+    assert decode_slowly(text + SHUTDOWN) == (messages, error)
 
 
 @pytest.mark.parametrize(
@@ -363,7 +744,7 @@ def test_longest_message(split):
   ],
 )
 def test_message_without_an_end_is_given_up(start, more):
-  decoder = qmp.Decoder()
+  decoder = qmp.Decoder(WANTED)
   assert list(decoder.feed(start)) == []
   block = more * 4096
   taken = 0
@@ -395,6 +776,27 @@ def test_depth_is_bounded():
       assert len(messages) == 1
 
 
+def test_shortest_message_that_is_too_deep():
+  deep = 100 - 1
+  deepest = b'{"":' + b"[" * deep + b"]" * deep + b"}"
+  deeper = b'{"":' + b"[" * (deep + 1) + b"]" * (deep + 1) + b"}"
+  for front in b"", b"{}", SHUTDOWN, CHATTER[0], deepest:
+    before, _ = decode([front])
+    assert decode([front + deepest]) == (before, None)
+    error = decode([front + deeper])
+    assert error == (before, f"nested more than {qmp.MAX_DEPTH} deep")
+    # Also where what is in front of it comes in pieces, and it does not.
+    for place in range(len(front) + len(deeper)):
+      assert decode(cut(front + deepest, [place])) == (before, None)
+      assert decode(cut(front + deeper, [place])) == error
+
+
+@pytest.mark.parametrize("opening", [b"[", b'{"":'])
+def test_message_deeper_than_any_parser_goes(opening):
+  data = b'{"a":' + opening * 10000
+  assert decode([SHUTDOWN + data]) == decode_slowly(SHUTDOWN + data)
+
+
 def test_brackets_in_strings_have_no_depth():
   many = "[{" * 500
   text = json.dumps({"event": "A", "data": {many: many}}).encode()
@@ -409,7 +811,7 @@ def test_message_too_long_and_too_deep_is_one_error_however_it_arrives():
 
 
 def test_white_space_without_end_is_no_message():
-  decoder = qmp.Decoder()
+  decoder = qmp.Decoder(WANTED)
   for _ in range(2 * qmp.MAX_MESSAGE // 4096):
     assert list(decoder.feed(b" \r\n\t" * 1024)) == []
   assert len(list(decoder.feed(SHUTDOWN))) == 1
@@ -419,7 +821,7 @@ def memory_kept(pieces):
   """Tells how many bytes a decoder keeps after what it was fed."""
   tracemalloc.start()
   try:
-    decoder = qmp.Decoder()
+    decoder = qmp.Decoder(WANTED)
     before, _ = tracemalloc.get_traced_memory()
     for piece in pieces:
       collections.deque(decoder.feed(piece), maxlen=0)
@@ -429,9 +831,40 @@ def memory_kept(pieces):
   return after - before
 
 
+def test_ten_thousand_decoders_are_small():
+  qmp.Decoder(lifecycle.EVENTS)  # makes what all of them share
+  tracemalloc.start()
+  try:
+    decoders = [qmp.Decoder(lifecycle.EVENTS) for _ in range(10000)]
+    for decoder in decoders:
+      collections.deque(decoder.feed(GREETING + SHUTDOWN), maxlen=0)
+    taken, _ = tracemalloc.get_traced_memory()
+  finally:
+    tracemalloc.stop()
+  # The list has eight bytes of it for each.
+  assert taken < 10000 * 100
+
+
+@pytest.mark.parametrize(
+  "text",
+  [b"{}", b" ", CHATTER[0], CHATTER[3], b'{"event":"X"}', b'{"a":[[[]]]}'],
+)
+def test_run_of_messages_takes_little_memory(text):
+  data = text * (4 * qmp.MAX_MESSAGE // len(text))
+  decoder = qmp.Decoder(WANTED)
+  tracemalloc.start()
+  try:
+    collections.deque(decoder.feed(data), maxlen=0)
+    _, peak = tracemalloc.get_traced_memory()
+  finally:
+    tracemalloc.stop()
+  # The text itself, and what the regular expression needs to go back.
+  assert peak < len(data) + 2 * 1024 * 1024
+
+
 def test_decoder_keeps_no_memory():
   longest = sized(qmp.MAX_MESSAGE) + b"\r\n"
-  list(qmp.Decoder().feed(longest))  # fills Python's own caches
+  list(qmp.Decoder(WANTED).feed(longest))  # fills Python's own caches
   for pieces in (
     chunks(longest),
     [longest],
@@ -448,9 +881,12 @@ def test_time_is_linear_in_length():
   def seconds(size):
     pieces = bytewise(sized(size))
     began = time.process_time()
-    for _ in range(128 * 1024 // size):
-      decode(pieces)
+    for _ in range(qmp.MAX_MESSAGE // size):
+      assert decode(pieces)[1] is None
     return time.process_time() - began
 
   # A machine that is busy with other things may spoil an attempt.
-  assert any(seconds(128 * 1024) < 3 * seconds(2048) for _ in range(4))
+  assert any(
+    seconds(qmp.MAX_MESSAGE) < 3 * seconds(qmp.MAX_MESSAGE // 64)
+    for _ in range(4)
+  )
