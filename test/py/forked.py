@@ -8,16 +8,21 @@ The process goes when this one goes, however that goes.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import enum
+import fcntl
 import os
 import resource
 import signal
 import traceback
 from typing import TYPE_CHECKING
 
+from ganeti.kvmd import lockfile
+
 if TYPE_CHECKING:
-  from collections.abc import Callable
+  import pathlib
+  from collections.abc import Callable, Iterator
 
 _NOBODY = 65534
 _CLONE_NEWNS = 0x00020000
@@ -68,6 +73,67 @@ def run(function: Callable[[], None], place: Place = Place.ORDINARY) -> None:
   _, status = os.waitpid(child, 0)
   if status or said:
     raise AssertionError(f"in a process of its own, status {status}:\n{said}")
+
+
+@contextlib.contextmanager
+def living_on(
+  function: Callable[[], None], place: Place = Place.ORDINARY
+) -> Iterator[int]:
+  """Runs a function in a process that lives on with what it has got then.
+
+  @return: its number
+  @raise AssertionError: if it raised something; the text tells
+
+  """
+  reader, writer = os.pipe()
+  parent = os.getpid()
+  child = os.fork()
+  if not child:
+    text = "ready"
+    try:
+      _enter(place, parent)
+      function()
+    except BaseException:  # noqa: BLE001
+      text = traceback.format_exc()
+    os.write(writer, text.encode()[:65536])
+    os.close(writer)
+    while True:
+      signal.pause()
+  os.close(writer)
+  try:
+    with open(reader, "rb") as pipe:
+      said = pipe.read().decode()
+    assert said == "ready", said
+    yield child
+  finally:
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
+#: How a file can be locked that can be read only.
+READER_LOCKS = ("flock", "shared flock", "read lock", "read lock of the file")
+
+
+def lock_as_stranger(path: pathlib.Path, kind: str) -> None:
+  """Locks a file for as long as this process lives, as it can.
+
+  @param kind: one of L{READER_LOCKS}
+  @raise PermissionError: if it is closed to strangers
+
+  """
+  # Where the tests are not root's, nobody else can be had.
+  if os.geteuid() == path.stat().st_uid and not path.stat().st_mode & 0o004:
+    raise PermissionError(path)
+  descriptor = os.open(path, os.O_RDONLY)
+  if kind == "flock":
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  elif kind == "shared flock":
+    fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+  elif kind == "read lock":
+    fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+  else:
+    whole = lockfile._flock(fcntl.F_RDLCK, 0, 0)
+    fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, whole)
 
 
 def mount_small(path: str, files: int) -> None:
