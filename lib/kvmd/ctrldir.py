@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import enum
 import errno
-import fcntl
 import os
 import stat
 import time
 from typing import TYPE_CHECKING, NamedTuple
+
+from ganeti.kvmd import lockfile
 
 if TYPE_CHECKING:
   from typing import Optional
@@ -58,6 +59,9 @@ _MAX_RULE = 64
 #: Longest that a QEMU takes from its start to its sockets, in nanoseconds.
 _START = 5 * 10**9
 
+#: The file with the locks of the directory; it stays when nobody has any.
+LOCK_FILE = ".ganeti-kvmd.lock"
+
 _FILE_MODE = 0o600
 
 #: Seconds after which it is tried again to get a lock.
@@ -80,6 +84,18 @@ class Mark(enum.Enum):
 
   # Each is itself only; Python's own takes ten times as long.
   __hash__ = object.__hash__
+
+
+class Lock(enum.IntEnum):
+  """What there is a lock for; the value is its byte in the lock file.
+
+  @cvar DAEMON: to be the daemon of the directory
+  @cvar CHANGES: to change files that belong together
+
+  """
+
+  DAEMON = 0
+  CHANGES = 1
 
 
 class Instances(NamedTuple):
@@ -137,6 +153,20 @@ class OpenMonitor(NamedTuple):
   life: Life
 
 
+class KeptOut(NamedTuple):
+  """That somebody else had the lock for changes, time and again.
+
+  @ivar first: when that was found first, in seconds of the monotonic clock
+  @ivar last: when it was found last
+  @ivar reason: who it was, or why there was no lock to be had
+
+  """
+
+  first: float
+  last: float
+  reason: str
+
+
 def ganeti_path() -> str:
   """Returns the path of Ganeti's own control directory.
 
@@ -148,11 +178,25 @@ def ganeti_path() -> str:
   return os.path.join(pathutils.RUN_DIR, "kvm-hypervisor", "ctrl")
 
 
+def daemon_of(path: str) -> Optional[int]:
+  """Returns the process of the daemon of a control directory, if there is one.
+
+  To look takes no lock, and so is in nobody's way.
+
+  @param path: of the directory, which may be missing
+  @return: 0 if it is not known which process it is
+  @raise OSError: if that cannot be found out
+
+  """
+  return lockfile.holder(os.path.join(path, LOCK_FILE), Lock.DAEMON)
+
+
 class ControlDirectory:
   """An open control directory.
 
   @ivar path: where it was found
   @ivar descriptor: the open directory; it belongs to somebody else
+  @ivar kept_out: since when L{lock} has failed, unless it succeeded last
 
   """
 
@@ -165,7 +209,11 @@ class ControlDirectory:
     """
     self.path = path
     self.descriptor = descriptor
+    self.kept_out: Optional[KeptOut] = None
     self._suffix = suffix
+    self._claim: Optional[lockfile.LockFile] = None
+    # What is locked is the file of the claim, or else one for that moment.
+    self._changed: Optional[lockfile.LockFile] = None
 
   def monitored_by(self, name: str) -> Optional[str]:
     """Returns the instance whose monitor a file is by its name, if any."""
@@ -226,6 +274,32 @@ class ControlDirectory:
       raise OSError(errno.ENOTSOCK, os.strerror(errno.ENOTSOCK), name)
     return OpenMonitor(descriptor, _life(found))
 
+  def claim(self) -> None:
+    """Makes this process the only daemon of the directory, or sees to it.
+
+    That holds until L{release}, unless somebody removes the lock file.
+
+    @raise lockfile.LockedError: if there is another
+    @raise PermissionError: if the lock file belongs to another user
+    @raise OSError: if it cannot be used otherwise; a claim stays as it was
+
+    """
+    if self._claim is not None and self._claim.is_intact:
+      return
+    try:
+      claim = self._open_lock_file(Lock.DAEMON)
+    except (lockfile.LockedError, PermissionError):
+      self.release()
+      raise
+    self.release()
+    self._claim = claim
+
+  def release(self) -> None:
+    """Lets another process become the daemon."""
+    if self._claim is not None:
+      self._claim.close()
+      self._claim = None
+
   def lock(self, patience: float) -> bool:
     """Keeps others from changing files that belong together.
 
@@ -236,17 +310,60 @@ class ControlDirectory:
     end = time.monotonic() + patience
     while True:
       try:
-        fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except BlockingIOError:
-        if time.monotonic() >= end:
-          return False
-        time.sleep(_LOCK_INTERVAL)
+        self._changed = self._lock_changes()
+      except lockfile.LockedError as err:
+        if time.monotonic() < end:
+          time.sleep(_LOCK_INTERVAL)
+          continue
+        reason = str(err)
+      except OSError as err:
+        # Without a lock file there is nothing to wait for.
+        reason = f"cannot use {err.filename}: {err.strerror}"
       else:
+        self.kept_out = None
         return True
+      now = time.monotonic()
+      first = now if self.kept_out is None else self.kept_out.first
+      self.kept_out = KeptOut(first, now, reason)
+      return False
 
   def unlock(self) -> None:
     """Lets others change files again."""
-    fcntl.flock(self.descriptor, fcntl.LOCK_UN)
+    if self._changed is not None:
+      # A process that was just started may have inherited the open file.
+      self._changed.unlock(Lock.CHANGES)
+      if self._changed is not self._claim:
+        self._changed.close()
+      self._changed = None
+
+  def _lock_changes(self) -> lockfile.LockFile:
+    """Locks the file of the claim, or one that is opened for it.
+
+    @raise lockfile.LockedError: if somebody else has locked it
+    @raise OSError: if there is no lock file to be had
+
+    """
+    if self._claim is None:
+      return self._open_lock_file(Lock.CHANGES)
+    # Whether it is still the one is looked at by the claim often enough.
+    if not self._claim.lock(Lock.CHANGES):
+      raise lockfile.LockedError(
+        self._lock_path, self._claim.noted(Lock.CHANGES)
+      )
+    return self._claim
+
+  def _open_lock_file(self, lock: Lock) -> lockfile.LockFile:
+    try:
+      return lockfile.LockFile(LOCK_FILE, lock, self.descriptor)
+    except lockfile.LockedError as err:
+      raise lockfile.LockedError(self._lock_path, err.process) from None
+    except OSError as err:
+      err.filename = self._lock_path
+      raise
+
+  @property
+  def _lock_path(self) -> str:
+    return os.path.join(self.path, LOCK_FILE)
 
   def life(self, instance: str) -> Life:
     """Returns the present life of an instance; if it is down, the last one.

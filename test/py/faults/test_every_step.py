@@ -15,6 +15,7 @@ import time
 import typing
 from unittest import mock
 
+import ctrl_files
 import pytest
 from ganeti.kvmd import ctrldir, journal_files
 from guests import endings, lifetime
@@ -91,9 +92,9 @@ class _Node:
   def state(self) -> object:
     """Returns what there is in the directory."""
     found = []
-    for entry in sorted(self.ctrl_dir.iterdir()):
-      stat = entry.lstat()
-      found.append((entry.name, stat.st_ino, stat.st_mtime_ns, stat.st_blocks))
+    for name in sorted(ctrl_files.names(self.ctrl_dir)):
+      stat = (self.ctrl_dir / name).lstat()
+      found.append((name, stat.st_ino, stat.st_mtime_ns, stat.st_blocks))
     return found
 
   def wait_clean(self, name: str, *, is_user: bool) -> None:
@@ -345,7 +346,7 @@ def _clean_up_after(
     node.clean_up(name)
   while tracer.step():
     pass
-  left = {path.name for path in node.ctrl_dir.iterdir()}
+  left = ctrl_files.names(node.ctrl_dir)
   assert left <= {name + ctrldir.Mark.SHUTDOWN.value}
   tracer.detach()
   node.clean_up(name)

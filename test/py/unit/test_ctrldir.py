@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import stat
 import time
 from unittest import mock
@@ -15,7 +16,8 @@ import forked
 import pytest
 from fake_monitor import FakeMonitor
 from ganeti.kvmd import ctrldir
-from ganeti.kvmd.ctrldir import ControlDirectory, Life, Mark
+from ganeti.kvmd.ctrldir import LOCK_FILE, ControlDirectory, Life, Mark
+from ganeti.kvmd.lockfile import LockedError
 
 SECOND = 10**9
 LIFE = Life(1, 1795438800 * SECOND + 137)
@@ -511,3 +513,176 @@ def test_no_room_on_the_disk_for_the_rule(ctrl_dir):
     assert control.rule() == "sequence"
 
   forked.run(check, forked.Place.OWN_MOUNTS)
+
+
+@pytest.fixture
+def other(ctrl_dir):
+  """What another process knows of the directory."""
+  opened = os.open(ctrl_dir, os.O_RDONLY)
+  yield ControlDirectory(str(ctrl_dir), opened, ctrldir.MONITOR_SUFFIX)
+  os.close(opened)
+
+
+def test_one_daemon(ctrl_dir, control, other):
+  assert ctrldir.daemon_of(str(ctrl_dir)) is None
+  for _ in range(2):
+    control.claim()
+    assert ctrldir.daemon_of(str(ctrl_dir)) == os.getpid()
+    with pytest.raises(LockedError) as caught:
+      other.claim()
+    path = ctrl_dir / LOCK_FILE
+    assert str(caught.value) == f"process {os.getpid()} holds {path}"
+  control.release()
+  control.release()
+  assert ctrldir.daemon_of(str(ctrl_dir)) is None
+  other.claim()
+  with pytest.raises(LockedError):
+    control.claim()
+  other.release()
+
+
+def test_no_directory_no_daemon(scratch):
+  assert ctrldir.daemon_of(str(scratch / "missing")) is None
+
+
+def test_claim_costs_little_when_all_is_well(control):
+  control.claim()
+  with mock.patch("os.open", side_effect=AssertionError):
+    control.claim()
+  control.release()
+
+
+@pytest.mark.parametrize("what", ["removed", "opened"])
+def test_claim_is_renewed(ctrl_dir, control, other, what):
+  control.claim()
+  path = ctrl_dir / LOCK_FILE
+  before = path.stat().st_ino
+  if what == "removed":
+    path.unlink()
+    path.with_name("keeps the number").touch()
+  else:
+    path.chmod(0o644)
+  control.claim()
+  assert path.stat().st_ino != before
+  with pytest.raises(LockedError):
+    other.claim()
+  control.release()
+
+
+def test_claim_is_lost(ctrl_dir, control, other):
+  control.claim()
+  (ctrl_dir / LOCK_FILE).unlink()
+  other.claim()
+  before = len(os.listdir("/proc/self/fd"))
+  with pytest.raises(LockedError):
+    control.claim()
+  assert len(os.listdir("/proc/self/fd")) == before - 1
+  other.release()
+  control.claim()
+  control.release()
+
+
+def test_claim_stays_where_it_cannot_be_renewed(ctrl_dir, control):
+  control.claim()
+  path = ctrl_dir / LOCK_FILE
+  path.unlink()
+  path.mkdir()
+  with pytest.raises(IsADirectoryError) as caught:
+    control.claim()
+  assert caught.value.filename == str(path)
+  path.rmdir()
+  control.claim()
+  control.release()
+
+
+@pytest.mark.parametrize("is_daemon", [True, False])
+def test_lock_for_changes(ctrl_dir, control, other, is_daemon):
+  before = len(os.listdir("/proc/self/fd"))
+  if is_daemon:
+    control.claim()
+  for mine, others in [(control, other), (other, control)] * 2:
+    assert mine.lock(0.0)
+    assert not others.lock(0.0)
+    path = ctrl_dir / LOCK_FILE
+    assert others.kept_out.reason == f"process {os.getpid()} holds {path}"
+    mine.unlock()
+    assert others.lock(0.0)
+    assert others.kept_out is None
+    others.unlock()
+  if is_daemon:
+    assert ctrldir.daemon_of(str(ctrl_dir)) == os.getpid()
+  control.release()
+  assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_somebody_has_the_lock_for_long(control, other, monkeypatch):
+  clock = mock.Mock(return_value=1000.0)
+  monkeypatch.setattr(time, "monotonic", clock)
+  assert other.lock(0.0)
+  for now in (1000.0, 1010.0, 1070.0):
+    clock.return_value = now
+    assert not control.lock(0.0)
+    assert (control.kept_out.first, control.kept_out.last) == (1000.0, now)
+  other.unlock()
+  assert control.lock(0.0)
+  control.unlock()
+  assert control.kept_out is None
+
+
+def test_waiting_for_the_lock(control, other, monkeypatch):
+  """In short naps, and for no longer than it is worth."""
+  now = [0.0]
+  naps = []
+
+  def sleep(seconds):
+    naps.append(seconds)
+    now[0] += seconds
+    if len(naps) == 150:
+      other.unlock()
+
+  monkeypatch.setattr(time, "monotonic", lambda: now[0])
+  monkeypatch.setattr(time, "sleep", sleep)
+  assert other.lock(0.0)
+  assert not control.lock(1.0)
+  assert 99 <= len(naps) <= 101
+  assert control.lock(1.0)
+  assert len(naps) == 150
+  control.unlock()
+
+
+def test_stopped_process_keeps_it(ctrl_dir, control):
+  def hold():
+    opened = os.open(ctrl_dir, os.O_RDONLY)
+    held = ControlDirectory(str(ctrl_dir), opened, ".kvmd")
+    held.claim()
+    assert held.lock(0.0)
+
+  with forked.living_on(hold) as process:
+    os.kill(process, signal.SIGSTOP)
+    assert not control.lock(0.03)
+    assert f"process {process} " in control.kept_out.reason
+    with pytest.raises(LockedError, match=f"process {process} "):
+      control.claim()
+  control.claim()
+  assert control.lock(0.0)
+  control.unlock()
+  control.release()
+
+
+def test_lock_file_is_nobodys_monitor_journal_or_mark(control):
+  control.claim()
+  assert control.instances() == ctrldir.Instances(set(), set(), set())
+  assert control.monitored_by(LOCK_FILE) is None
+  assert control.journaled_by(LOCK_FILE) is None
+  control.release()
+
+
+def test_lock_file_is_made_by_whoever_comes_first(ctrl_dir, control, other):
+  assert control.lock(0.0)
+  before = (ctrl_dir / LOCK_FILE).stat().st_ino
+  other.claim()
+  assert (ctrl_dir / LOCK_FILE).stat().st_ino == before
+  assert not other.lock(0.0)
+  control.unlock()
+  other.release()
+  assert (ctrl_dir / LOCK_FILE).stat().st_ino == before

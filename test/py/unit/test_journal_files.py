@@ -11,13 +11,17 @@ import math
 import os
 import signal
 import time
+from unittest import mock
 
+import ctrl_files
+import forked
 import pytest
 from fake_monitor import GREETING, USER, encode, event
 from ganeti.kvmd import journal, journal_files
 from ganeti.kvmd.ctrldir import (
   JOURNAL_DIGEST,
   JOURNAL_EVENTS,
+  LOCK_FILE,
   ControlDirectory,
 )
 from ganeti.kvmd.lifecycle import Rule, Verdict
@@ -76,11 +80,8 @@ def occupied(control):
 def test_files_and_options(ctrl_dir, control):
   options = journal_files.prepare(control, "a,b")
   assert f"pipe,id=kvmdjournal,path={ctrl_dir}/a,,b.journal" in options
-  assert sorted(os.listdir(ctrl_dir)) == [
-    "a,b.journal.digest",
-    "a,b.journal.in",
-    "a,b.journal.out",
-  ]
+  files = {"a,b.journal.digest", "a,b.journal.in", "a,b.journal.out"}
+  assert ctrl_files.names(ctrl_dir) == files
   for path in ctrl_dir.iterdir():
     assert path.lstat().st_mode & 0o777 == 0o600
   commands = (ctrl_dir / "a,b.journal.in").read_bytes()
@@ -88,7 +89,7 @@ def test_files_and_options(ctrl_dir, control):
   assert (ctrl_dir / "a,b.journal.out").read_bytes() == b""
   journal_files.remove(control, "a,b")
   journal_files.remove(control, "a,b")
-  assert os.listdir(ctrl_dir) == []
+  assert ctrl_files.names(ctrl_dir) == set()
 
 
 def test_nothing_of_an_earlier_life_is_left(ctrl_dir, control, write):
@@ -122,15 +123,20 @@ def test_digest_is_not_left_for_a_later_life(control, ctrl_dir, write):
   assert (ctrl_dir / (NAME + JOURNAL_DIGEST)).read_bytes() == b""
 
 
-def test_hypervisor_is_about_to_make_a_journal(control, ctrl_dir, write):
+@pytest.fixture
+def other(ctrl_dir):
+  """What another process knows of the directory."""
+  descriptor = os.open(ctrl_dir, os.O_RDONLY)
+  yield ControlDirectory(str(ctrl_dir), descriptor, ".kvmd")
+  os.close(descriptor)
+
+
+def test_hypervisor_is_about_to_make_a_journal(control, other, write):
   write(BEGINNING + END)
-  other = os.open(ctrl_dir, os.O_RDONLY)
-  try:
-    fcntl.flock(other, fcntl.LOCK_EX)
-    with pytest.raises(BlockingIOError):
-      condense(control)
-  finally:
-    os.close(other)
+  assert other.lock(0.0)
+  with pytest.raises(BlockingIOError):
+    condense(control)
+  other.unlock()
   condense(control)
 
 
@@ -141,18 +147,70 @@ def test_daemon_is_in_the_middle_of_something(
   write(BEGINNING + END)
   patience = 0.05
   monkeypatch.setattr(journal_files, "_LOCK_PATIENCE", patience)
-  other = os.open(ctrl_dir, os.O_RDONLY)
-  try:
-    fcntl.flock(other, fcntl.LOCK_EX)
+
+  def hold():
+    descriptor = os.open(ctrl_dir, os.O_RDONLY)
+    daemon = ControlDirectory(str(ctrl_dir), descriptor, ".kvmd")
+    daemon.claim()
+    assert daemon.lock(0.0)
+
+  with forked.living_on(hold) as process:
+    os.kill(process, signal.SIGSTOP)
     began = time.monotonic()
     journal_files.remove(control, NAME)
     assert time.monotonic() - began >= patience
-    assert os.listdir(ctrl_dir) == []
+    assert ctrl_files.names(ctrl_dir) == set()
     journal_files.prepare(control, NAME)
     assert time.monotonic() - began >= 2 * patience
-  finally:
-    os.close(other)
+    assert f"process {process} holds {ctrl_dir}/" in control.kept_out.reason
   assert replay(control).version == ""
+
+
+@pytest.mark.parametrize("kind", ["flock", "shared flock"])
+def test_stranger_locks_the_directory(
+  control, ctrl_dir, write, monkeypatch, kind
+):
+  """Nobody waits for him, and journals are kept short all the same."""
+  monkeypatch.setattr(time, "sleep", mock.Mock(side_effect=AssertionError))
+  ctrl_dir.chmod(0o775)
+  write(BEGINNING + END)
+  place = forked.Place.UNPRIVILEGED
+  with forked.living_on(lambda: forked.lock_as_stranger(ctrl_dir, kind), place):
+    condense(control)
+    assert (ctrl_dir / (NAME + JOURNAL_DIGEST)).exists()
+    with journal_files.opened(control, NAME) as found:
+      journal_files.remove_life(control, NAME, found.life)
+    assert ctrl_files.names(ctrl_dir) == set()
+    journal_files.prepare(control, NAME)
+    journal_files.remove(control, NAME)
+  assert control.kept_out is None
+
+
+def test_stranger_cannot_lock_what_is_locked(control, ctrl_dir):
+  ctrl_dir.chmod(0o775)
+  journal_files.prepare(control, NAME)
+
+  def attempt():
+    for kind in forked.READER_LOCKS:
+      with pytest.raises(PermissionError):
+        forked.lock_as_stranger(ctrl_dir / LOCK_FILE, kind)
+
+  forked.run(attempt, forked.Place.UNPRIVILEGED)
+
+
+def test_no_lock_to_be_had(control, ctrl_dir, write):
+  """A journal is made and removed all the same, and at once."""
+  write(BEGINNING + END)
+  (ctrl_dir / LOCK_FILE).unlink()
+  (ctrl_dir / LOCK_FILE).mkdir()
+  with pytest.raises(BlockingIOError):
+    condense(control)
+  with mock.patch("time.sleep", side_effect=AssertionError):
+    journal_files.prepare(control, NAME)
+    journal_files.remove(control, NAME)
+  assert ctrl_files.names(ctrl_dir) == set()
+  path = ctrl_dir / LOCK_FILE
+  assert control.kept_out.reason == f"cannot use {path}: Is a directory"
 
 
 def test_hypervisor_looks_while_it_is_condensed(control, ctrl_dir):
@@ -388,4 +446,4 @@ def test_digest_that_was_left_half_written(control, ctrl_dir, write):
   outcome = replay(control).lifecycle.outcome
   assert outcome.cause == "guest-shutdown after powerdown"
   journal_files.remove(control, NAME)
-  assert os.listdir(ctrl_dir) == []
+  assert ctrl_files.names(ctrl_dir) == set()
