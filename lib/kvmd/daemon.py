@@ -10,6 +10,7 @@ look. The loop decides who is to act; what it means is decided elsewhere.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import select
 import signal
@@ -21,6 +22,7 @@ from ganeti.kvmd import (
   exits,
   journals,
   lifecycle,
+  lockfile,
   monitors,
   processes,
   quota,
@@ -55,6 +57,10 @@ _LOOKING = 0.1
 #: A rescan is thorough after so many intervals.
 _THOROUGH = 10
 
+#: Seconds after which it is worth a line that somebody keeps us from changing
+#: files that belong together.
+_LONG = 60.0
+
 
 class Settings(NamedTuple):
   """What the daemon is to do.
@@ -78,25 +84,36 @@ class Daemon:
   def __init__(self, settings: Settings) -> None:
     """Begins to watch; nothing that happens from now on is lost.
 
+    @raise lockfile.LockedError: if the control directory has a daemon
     @raise OSError: if the control directory cannot be used
 
     """
     self._settings = settings
     self._watch = watch.Watch(settings.path)
-    self._watch.follow()
-    self._directory = self._find_directory()
-    if self._directory is not None:
-      self._directory.check_access()
+    try:
+      self._watch.follow()
+      self._found = self._find_directory()
+      if self._found is not None:
+        self._found.check_access()
+        # If it is removed at this moment the watch will tell.
+        with contextlib.suppress(FileNotFoundError):
+          self._found.claim()
+    except BaseException:
+      self._watch.close()
+      raise
+    # What there is, if we may follow it.
+    self._directory = self._found
     self._trouble = ""
     # Why the directory cannot be watched, as far as that was logged.
     self._blindness = ""
     self._last_rescan = float("-inf")
     self._rescan_took = 0.0
     self._is_rule_said = True
+    self._kept_out_since: Optional[float] = None
+    self._on_rescan: Callable[[], None] = lambda: None
     self._next_rescan = time.monotonic()
     self._next_thorough = self._next_rescan + self._thorough_interval
     self._epoll = select.epoll()
-    self._processes = processes.Processes()
     self._quota = quota.Quota()
     # When it may be said again that the kernel did not tell of all ends, or of
     # all names.
@@ -108,20 +125,7 @@ class Daemon:
       self._handlers[self._exits.fileno()] = self._report_exits
     for descriptor in self._handlers:
       self._epoll.register(descriptor, select.EPOLLIN)
-    self._monitors = monitors.Monitors(
-      self._epoll,
-      settings.rule,
-      settings.rescan_interval,
-      self._processes,
-      self._quota,
-    )
-    self._journals = journals.Journals(
-      settings.rule,
-      on_found=self._monitors.give_way,
-      on_absent=self._monitors.appear,
-      processes=self._processes,
-      quota=self._quota,
-    )
+    self._follow_nobody()
     self._hand_out_directory()
     self._see()
     self._say_rule()
@@ -133,6 +137,8 @@ class Daemon:
     if self._exits is not None:
       self._exits.close()
     self._epoll.close()
+    if self._found is not None:
+      self._found.release()
     self._watch.close()
 
   @property
@@ -142,15 +148,22 @@ class Daemon:
   @property
   def has_directory(self) -> bool:
     """Whether the control directory exists."""
-    return self._directory is not None
+    return self._found is not None
 
-  def run(self, signals: Signals, on_hangup: Callable[[], None]) -> None:
+  def run(
+    self,
+    signals: Signals,
+    on_hangup: Callable[[], None],
+    on_rescan: Callable[[], None],
+  ) -> None:
     """Works until SIGTERM or SIGINT.
 
     @param signals: the signals
     @param on_hangup: called for each SIGHUP
+    @param on_rescan: called whenever everything is looked at again
 
     """
+    self._on_rescan = on_rescan
     self._epoll.register(signals.fileno(), select.EPOLLIN)
     try:
       while True:
@@ -217,6 +230,7 @@ class Daemon:
 
   def _look_again(self) -> None:
     """Looks whether anything was missed."""
+    self._on_rescan()
     moved = self._follow()
     self._rescan(
       thoroughly=moved or time.monotonic() >= self._next_thorough,
@@ -230,7 +244,11 @@ class Daemon:
       changes = self._watch.read()
       if not changes.number:
         return
-      moved = bool(changes.path or changes.lost) and self._follow()
+      self._look_at_lock(changes)
+      is_replaced = ctrldir.LOCK_FILE in changes.names
+      moved = (
+        bool(changes.path or changes.lost or is_replaced) and self._follow()
+      )
       if moved or (changes.lost and self._regain_track()):
         self._rescan(thoroughly=True, elsewhere=moved)
         return
@@ -238,6 +256,13 @@ class Daemon:
         acts += self._look_at(changes, self._directory)
       if acts >= _MAX_ACTS:
         return
+
+  def _look_at_lock(self, changes: watch.Changes) -> None:
+    """Looks again soon where another daemon may have ended."""
+    if self._is_left_to_others and ctrldir.LOCK_FILE in changes.closed:
+      # The kernel tells of that just before the lock is free.
+      soon = time.monotonic() + _TROUBLE_INTERVAL
+      self._next_rescan = min(self._next_rescan, soon)
 
   def _look_at(
     self, changes: watch.Changes, directory: ctrldir.ControlDirectory
@@ -311,12 +336,29 @@ class Daemon:
       )
 
   def _follow(self) -> bool:
-    """Follows the path of the control directory anew.
+    """Follows the path of the control directory anew, if we may.
 
-    @return: whether it leads to another directory now
+    @return: whether we follow another directory now, or none
 
     """
-    before = self.has_directory
+    was_left = self._is_left_to_others
+    before = self._directory
+    self._find()
+    self._directory = self._claim()
+    if self._is_left_to_others and not was_left:
+      # The other daemon cannot listen to whom we are connected to.
+      self._monitors.close()
+      self._follow_nobody()
+    if self._directory is before:
+      return False
+    if self._directory is not None and was_left:
+      self._report(f"{self._watch.path} is followed from now on", logging.INFO)
+    self._hand_out_directory()
+    return True
+
+  def _find(self) -> None:
+    """Looks where the path of the control directory leads."""
+    before = self._found
     try:
       moved = self._watch.follow()
     except OSError as err:
@@ -325,14 +367,53 @@ class Daemon:
       moved = True
     self._see()
     if not moved:
-      return False
-    self._directory = self._find_directory()
-    self._hand_out_directory()
-    if self._directory is not None:
+      return
+    if before is not None:
+      before.release()
+    self._found = self._find_directory()
+    if self._found is not None:
       self._report(f"{self._watch.path} is there now", logging.INFO)
-    elif before:
+    elif before is not None:
       self._report(f"{self._watch.path} is gone; waiting for it to come back")
-    return True
+
+  def _claim(self) -> Optional[ctrldir.ControlDirectory]:
+    """Sees to it that no other daemon follows the directory.
+
+    @return: the directory, if we may follow it
+
+    """
+    if self._found is None:
+      return None
+    try:
+      self._found.claim()
+    except lockfile.LockedError as err:
+      self._report(
+        f"{self._watch.path} belongs to another ganeti-kvmd ({err}), which"
+        " gives the verdicts; this one waits until that ends: see which of the"
+        " two is to stay, and end the other"
+      )
+      return None
+    except OSError as err:
+      # It may have been removed with its directory just now.
+      if not isinstance(err, FileNotFoundError):
+        self._report(
+          f"cannot use {err.filename}: {err.strerror}; without that lock there"
+          f" might be two daemons, and {self._watch.path} is not followed anew"
+        )
+      # Another user's file may mean another daemon. Else, whom we follow
+      # already would only be lost.
+      if self._directory is self._found and not isinstance(
+        err, PermissionError
+      ):
+        return self._found
+      self._next_rescan = time.monotonic() + _TROUBLE_INTERVAL
+      return None
+    return self._found
+
+  @property
+  def _is_left_to_others(self) -> bool:
+    """Whether there is a directory, and we may not follow it."""
+    return self._found is not None and self._directory is None
 
   def _see(self) -> None:
     """Looks again soon, if that is the only way to see anything."""
@@ -353,6 +434,24 @@ class Daemon:
       )
     else:
       logging.info("watching %s again", self._watch.path)
+
+  def _follow_nobody(self) -> None:
+    """Begins anew, without a verdict on anybody."""
+    self._processes = processes.Processes()
+    self._monitors = monitors.Monitors(
+      self._epoll,
+      self._settings.rule,
+      self._settings.rescan_interval,
+      self._processes,
+      self._quota,
+    )
+    self._journals = journals.Journals(
+      self._settings.rule,
+      on_found=self._monitors.give_way,
+      on_absent=self._monitors.appear,
+      processes=self._processes,
+      quota=self._quota,
+    )
 
   def _hand_out_directory(self) -> None:
     self._monitors.directory = self._directory
@@ -416,6 +515,7 @@ class Daemon:
     now = time.monotonic()
     self._processes.sweep(now)
     self._sum_up(now)
+    self._complain_of_lock()
     shortage = self._monitors.shortage()
     if shortage:
       self._report(shortage)
@@ -429,6 +529,23 @@ class Daemon:
     """
     for summary in self._quota.summaries(now):
       logging.warning("instance %s: %s", summary.name, summary.text)
+
+  def _complain_of_lock(self) -> None:
+    """Logs once that somebody keeps us from changing journals for long."""
+    kept_out = None if self._directory is None else self._directory.kept_out
+    if (
+      kept_out is not None
+      and kept_out.last - kept_out.first > _LONG
+      and kept_out.first != self._kept_out_since
+    ):
+      self._kept_out_since = kept_out.first
+      logging.warning(
+        "for %.0f s no journal could be made shorter, or be removed after it"
+        " was read: %s; verdicts are right, but journals grow until that ends:"
+        " see what it waits for (is it stopped?), or end it",
+        kept_out.last - kept_out.first,
+        kept_out.reason,
+      )
 
   def _report(self, text: str, level: int = logging.WARNING) -> None:
     """Logs the state of the directory, when it is another than before."""

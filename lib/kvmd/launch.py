@@ -15,7 +15,7 @@ import time
 from typing import TYPE_CHECKING
 
 from ganeti import constants, errors, pathutils, utils
-from ganeti.kvmd import pidfile
+from ganeti.kvmd import ctrldir, lockfile, pidfile
 
 if TYPE_CHECKING:
   from typing import Optional
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 #: Longest that Ganeti's daemon-util may take, in seconds.
 _TIMEOUT = 60
 
-#: Where daemons say in the pidfile who they are: a moment after they began.
+#: How long a daemon that was started may take until it can be seen to run, in
+#: seconds. Ours can at once, but where systemd starts it.
 _GRACE = 1.0
 
 _POLL_INTERVAL = 0.02
@@ -37,10 +38,16 @@ def pid_file() -> str:
 def running() -> Optional[int]:
   """Returns the process of the daemon that runs on this node, if any.
 
-  @raise OSError: if the pidfile cannot be read
+  Ours is the one that has claimed the control directory; the stock daemon
+  knows of its pidfile only, and ours has it as well while there is no control
+  directory.
+
+  @return: 0 if it is not known which process it is
+  @raise OSError: if that cannot be found out
 
   """
-  return pidfile.holder(pid_file())
+  process = ctrldir.daemon_of(ctrldir.ganeti_path())
+  return pidfile.holder(pid_file()) if process is None else process
 
 
 def ensure() -> None:
@@ -84,7 +91,7 @@ def _remove_stale_pid_file() -> None:
   """
   try:
     pidfile.remove_stale(pid_file())
-  except pidfile.LockedError:
+  except lockfile.LockedError:
     logging.debug("The KVM daemon is being started by somebody else")
 
 

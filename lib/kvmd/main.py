@@ -11,6 +11,7 @@ and watches the monitors of any QEMU in one directory.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
@@ -22,6 +23,7 @@ from ganeti.kvmd import (
   daemon,
   detach,
   lifecycle,
+  lockfile,
   logs,
   pidfile,
   signals,
@@ -60,7 +62,8 @@ class Files(NamedTuple):
 
 
 def _suffix(text: str) -> str:
-  taken = [mark.value for mark in ctrldir.Mark] + [ctrldir.RULE]
+  taken = [mark.value for mark in ctrldir.Mark]
+  taken += [ctrldir.LOCK_FILE, ctrldir.RULE]
   if (
     not text
     or "/" in text
@@ -222,6 +225,86 @@ def _set_up_logs(options: argparse.Namespace, files: Files) -> logs.Logs:
   return wanted
 
 
+class _PidFile:
+  """The pidfile, if there is to be one, and what there was to say of it."""
+
+  def __init__(self, path: Optional[str]) -> None:
+    """Takes the pidfile.
+
+    @raise StartError: if that is not possible
+
+    """
+    self._path = path
+    self._said = ""
+    try:
+      self._held = None if path is None else pidfile.PidFile(path)
+    except lockfile.LockedError as err:
+      raise _refused(err) from err
+    except OSError as err:
+      raise StartError(f"cannot write {path}: {err.strerror}") from err
+
+  def restore(self) -> None:
+    """Makes it anew if it is gone, since it is what Ganeti looks for."""
+    said = ""
+    try:
+      if self._held is not None and self._held.restore():
+        logging.warning(
+          "the pidfile %s was gone, or not ours any more; it is there again",
+          self._path,
+        )
+    except lockfile.LockedError as err:
+      said = (
+        f"another KVM daemon has taken our pidfile ({err}), and may say"
+        " something else of the same instances: end one of the two"
+      )
+    except OSError as err:
+      said = (
+        f"the pidfile {self._path} is gone, and cannot be made anew"
+        f" ({err.strerror}): Ganeti takes this daemon for dead, and cannot"
+        " end it"
+      )
+    if said and said != self._said:
+      logging.warning("%s", said)
+    self._said = said
+
+  def remove(self) -> None:
+    """Removes it."""
+    if self._held is not None:
+      self._held.remove()
+
+
+def _start(options: argparse.Namespace, files: Files) -> daemon.Daemon:
+  """Begins to watch the control directory.
+
+  @raise StartError: if that is not possible
+
+  """
+  try:
+    # The other one shall not even notice.
+    process = None if files.pid is None else pidfile.holder(files.pid)
+    if files.pid is not None and process is not None:
+      raise lockfile.LockedError(files.pid, process)
+    return daemon.Daemon(
+      daemon.Settings(
+        path=files.control_directory,
+        monitor_suffix=options.monitor_suffix,
+        rule=lifecycle.Rule(options.rule),
+        rescan_interval=options.rescan_interval,
+      )
+    )
+  except lockfile.LockedError as err:
+    raise _refused(err) from err
+  except OSError as err:
+    raise StartError(
+      f"cannot watch {err.filename or files.control_directory}:"
+      f" {err.strerror or err}"
+    ) from err
+
+
+def _refused(err: lockfile.LockedError) -> StartError:
+  return StartError(f"another ganeti-kvmd runs already: {err}")
+
+
 def _serve(
   options: argparse.Namespace, files: Files, on_ready: Callable[[], None]
 ) -> None:
@@ -233,40 +316,18 @@ def _serve(
   """
   taken = signals.Signals()
   wanted = _set_up_logs(options, files)
-  try:
-    lock = pidfile.PidFile(files.pid) if files.pid is not None else None
-  except pidfile.LockedError as err:
-    raise StartError(str(err)) from err
-  except OSError as err:
-    raise StartError(f"cannot write {files.pid}: {err.strerror}") from err
-  try:
-    try:
-      server = daemon.Daemon(
-        daemon.Settings(
-          path=files.control_directory,
-          monitor_suffix=options.monitor_suffix,
-          rule=lifecycle.Rule(options.rule),
-          rescan_interval=options.rescan_interval,
-        )
-      )
-    except OSError as err:
-      raise StartError(
-        f"cannot watch {err.filename or files.control_directory}:"
-        f" {err.strerror or err}"
-      ) from err
+  with contextlib.ExitStack() as stack:
+    server = _start(options, files)
+    stack.callback(server.close)
+    pid_file = _PidFile(files.pid)
+    stack.callback(pid_file.remove)
     logging.info(
       "watching %s%s",
       files.control_directory,
       "" if server.has_directory else ", which does not exist yet",
     )
     on_ready()
-    try:
-      server.run(taken, on_hangup=wanted.reopen)
-    finally:
-      server.close()
-  finally:
-    if lock is not None:
-      lock.remove()
+    server.run(taken, on_hangup=wanted.reopen, on_rescan=pid_file.restore)
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:

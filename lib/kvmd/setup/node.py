@@ -5,14 +5,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import signal
 import sys
 import time
 from typing import TYPE_CHECKING
 
 from ganeti import kvmd
-from ganeti.kvmd import pidfile
+from ganeti.kvmd import ctrldir, lockfile, pidfile
 from ganeti.kvmd.setup import system
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ SUPPORTED = ("3.0", "3.1")
 KVMD = "ganeti-kvmd"
 NODED = "ganeti-noded"
 
-#: How long a daemon may take to say in its pidfile that it runs, in seconds.
+#: How long a daemon may take until it is seen to run, or to end, in seconds.
 _PATIENCE = 10.0
 
 _POLL_INTERVAL = 0.05
@@ -157,7 +159,7 @@ class Daemon:
     if os.geteuid() != 0:
       raise system.TroubleError("only root can tell")
     if system.attempt(self._util, "check", self.name).returncode:
-      return None
+      return self._process_by_lock()
     try:
       with open(self._pid_file(), encoding="ascii", errors="replace") as file:
         return int(file.read())
@@ -174,12 +176,7 @@ class Daemon:
     @raise system.TroubleError: if it does not run afterwards
 
     """
-    system.run(self._util, "stop", self.name)
-    try:
-      # The stock daemon leaves one that start-stop-daemon trusts nobody with.
-      pidfile.remove_stale(self._pid_file())
-    except pidfile.LockedError as err:
-      raise system.TroubleError(f"{self.name} does not stop: {err}") from err
+    self._stop()
     said = system.run(self._util, "start", self.name)
     end = time.monotonic() + _PATIENCE
     while self.process() is None:
@@ -187,6 +184,34 @@ class Daemon:
         words = " ".join(said.split()) or "its log file may say why"
         raise system.TroubleError(f"{self.name} does not run: {words}")
       time.sleep(_POLL_INTERVAL)
+
+  def _stop(self) -> None:
+    system.run(self._util, "stop", self.name)
+    process = self._process_by_lock()
+    if process is not None:
+      # Without a pidfile start-stop-daemon has found nothing to stop.
+      with contextlib.suppress(ProcessLookupError):
+        os.kill(process, signal.SIGTERM)
+    end = time.monotonic() + _PATIENCE
+    while self._process_by_lock() is not None and time.monotonic() < end:
+      time.sleep(_POLL_INTERVAL)
+    try:
+      # The stock daemon leaves one that start-stop-daemon trusts nobody with.
+      pidfile.remove_stale(self._pid_file())
+    except lockfile.LockedError as err:
+      raise system.TroubleError(f"{self.name} does not stop: {err}") from err
+
+  def _process_by_lock(self) -> Optional[int]:
+    """Returns the process of our KVM daemon, also if its pidfile is gone."""
+    if self.name != KVMD:
+      return None
+    try:
+      process = ctrldir.daemon_of(ctrldir.ganeti_path())
+      with open(f"/proc/{process}/comm", encoding="ascii") as file:
+        return process if file.read().strip() == KVMD else None
+    except (ImportError, RuntimeError, OSError, ValueError):
+      # Without Ganeti, or in an environment that Ganeti refuses.
+      return None
 
   def _pid_file(self) -> str:
     return system.run(self._util, "daemon-pidfile", self.name).strip()

@@ -25,6 +25,7 @@ import time
 from typing import NamedTuple
 from unittest import mock
 
+import ctrl_files
 import fake_monitor
 import forked
 import pytest
@@ -51,6 +52,7 @@ from ganeti.kvmd import (
 )
 from ganeti.kvmd import monitor as monitor_module
 from ganeti.kvmd.lifecycle import Rule
+from ganeti.kvmd.lockfile import LockedError
 from histories import HISTORIES, judge
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -517,7 +519,7 @@ def test_verdict(scene, events, verdict, cause, leaves_socket, had_file):
   assert scene.has_file("web1") is (verdict == "user")
   left = {"web1.kvmd"} if leaves_socket else set()
   left |= {"web1.shutdown"} if verdict == "user" else set()
-  assert set(os.listdir(scene.ctrl_dir)) == left
+  assert ctrl_files.names(scene.ctrl_dir) == left
 
 
 def test_file_is_there_before_the_end(scene):
@@ -586,7 +588,7 @@ def test_rule_is_left_before_the_daemon_is_ready(ctrl_dir):
 
 
 def test_rule_is_left_in_each_new_directory(scene, scratch):
-  scene.ctrl_dir.rmdir()
+  shutil.rmtree(scene.ctrl_dir)
   scene.start(rule=Rule.SEQUENCE)
   for number in range(2):
     scene.ctrl_dir.mkdir()
@@ -1145,7 +1147,7 @@ def test_daemon_is_restarted_between_powerdown_and_shutdown(scene):
   again.quit()
   assert scene.verdict("web1") == "administrator"
   scene.fence()
-  assert os.listdir(scene.ctrl_dir) == []
+  assert ctrl_files.names(scene.ctrl_dir) == set()
 
 
 def test_powerdown_of_an_earlier_life_is_forgotten(scene):
@@ -1159,7 +1161,7 @@ def test_powerdown_of_an_earlier_life_is_forgotten(scene):
   assert scene.verdict("web1", 2) == "user"
   assert scene.verdicts("web1") == ["unknown", "user"]
   scene.fence()
-  assert os.listdir(scene.ctrl_dir) == ["web1.shutdown"]
+  assert ctrl_files.names(scene.ctrl_dir) == {"web1.shutdown"}
 
 
 def test_daemon_is_restarted_after_the_end(scene):
@@ -1245,7 +1247,8 @@ def test_disk_is_full(scene, monkeypatch):
   monkeypatch.setattr(monitors, "_SETTLING_INTERVAL", 0.01)
 
   def check():
-    forked.mount_small(str(scene.ctrl_dir), files=2)
+    # The lock file, a monitor, and one more
+    forked.mount_small(str(scene.ctrl_dir), files=3)
     scene.start()
     qemu = scene.attach("web1")
     (scene.ctrl_dir / "full").touch()
@@ -1274,7 +1277,7 @@ def test_directory_comes_late(scene):
 
 
 def test_directory_is_moved_into_place_with_all_in_it(scene, scratch):
-  scene.ctrl_dir.rmdir()
+  shutil.rmtree(scene.ctrl_dir)
   scene.start()
   (scratch / "new").mkdir()
   monitor = FakeMonitor(scratch / "new", "web1")
@@ -1335,11 +1338,11 @@ def test_directory_is_exchanged(scene, scratch):
   new.event("SHUTDOWN", USER)
   new.quit()
   assert scene.verdict("web1", 2) == "user"
-  assert os.listdir(scratch / "old") == ["web1.kvmd"]
+  assert ctrl_files.names(scratch / "old") == {"web1.kvmd"}
 
 
 def test_directory_becomes_a_file(scene):
-  scene.ctrl_dir.rmdir()
+  shutil.rmtree(scene.ctrl_dir)
   scene.ctrl_dir.touch()
   scene.says(f"cannot use {scene.ctrl_dir}: Not a directory")
   scene.ctrl_dir.unlink()
@@ -1472,6 +1475,7 @@ def test_directory_that_cannot_be_watched(scene, monkeypatch, limits, words):
     assert scene.daemon._next_rescan > time.monotonic() + 30.0
     scene.stop()
 
+  scene.stop()
   forked.run(check, forked.Place.OWN_LIMITS)
 
 
@@ -1481,7 +1485,7 @@ def test_watches_run_out_while_the_directory_is_made_anew(scene, monkeypatch):
   def check():
     forked.limit_inotify()
     scene.start()
-    scene.ctrl_dir.rmdir()
+    shutil.rmtree(scene.ctrl_dir)
     scene.says("is gone")
     forked.limit_inotify(watches=1)
     scene.ctrl_dir.mkdir()
@@ -1491,6 +1495,7 @@ def test_watches_run_out_while_the_directory_is_made_anew(scene, monkeypatch):
     scene.says(f"watching {scene.ctrl_dir} again")
     scene.stop()
 
+  scene.stop()
   forked.run(check, forked.Place.OWN_LIMITS)
 
 
@@ -1507,10 +1512,12 @@ def test_journal_that_is_closed_while_nobody_tells(scene, monkeypatch):
     assert scene.verdict("web1") == "killed or crashed"
     scene.stop()
 
+  scene.stop()
   forked.run(check, forked.Place.OWN_LIMITS)
 
 
 def test_looking_takes_no_more_than_its_part_of_the_time(scene, monkeypatch):
+  scene.fence()
   scene.daemon._rescan_took = 0.5
   monkeypatch.setattr(scene.daemon._watch, "follow", lambda: False)
   scene.daemon._watch.blindness = "out of something"
@@ -1595,6 +1602,214 @@ def test_long_name(scene, scratch, length, events, monkeypatch):
   assert scene.count("too long") == (0 if fits else len(events))
 
 
+# --- Another daemon ---
+
+
+class Rival:
+  """Another daemon of the same directory, as far as its claim goes."""
+
+  def __init__(self, path):
+    self._opened = os.open(path, os.O_RDONLY)
+    self.directory = ctrldir.ControlDirectory(str(path), self._opened, ".kvmd")
+    self.directory.claim()
+
+  def end(self):
+    self.directory.release()
+    os.close(self._opened)
+
+
+def test_directory_that_has_a_daemon(scene):
+  scene.stop()
+  rival = Rival(scene.ctrl_dir)
+  before = len(os.listdir("/proc/self/fd"))
+  with pytest.raises(LockedError, match=f"process {os.getpid()} holds "):
+    scene.start()
+  assert len(os.listdir("/proc/self/fd")) == before
+  rival.end()
+  scene.start()
+  scene.attach("web1")
+
+
+def test_directory_comes_late_and_with_a_daemon(scene, scratch):
+  shutil.rmtree(scene.ctrl_dir)
+  scene.start(rescan_interval=0.02)
+  (scratch / "new").mkdir()
+  rival = Rival(scratch / "new")
+  monitor = FakeMonitor(scratch / "new", "web1")
+  (scratch / "new").rename(scene.ctrl_dir)
+  scene.says("belongs to another ganeti-kvmd")
+  (line,) = [line for line in scene.lines if "belongs to another" in line]
+  path = scene.ctrl_dir / ctrldir.LOCK_FILE
+  assert f"process {os.getpid()} holds {path}" in line
+  assert scene.daemon.has_directory
+  for _ in range(5):
+    scene.daemon.turn(0.02)
+  assert monitor.accept() is None
+  assert scene.count("belongs to another") == 1
+  rival.end()
+  scene.says(f"{scene.ctrl_dir} is followed from now on")
+  scene.serve(monitor)
+
+
+def test_directory_is_exchanged_for_one_that_has_a_daemon(scene, scratch):
+  old = scene.attach("web1")
+  (scratch / "new").mkdir()
+  rival = Rival(scratch / "new")
+  scene.ctrl_dir.rename(scratch / "old")
+  scene.turn()
+  scene.says("is gone")
+  (scratch / "new").rename(scene.ctrl_dir)
+  scene.says("belongs to another ganeti-kvmd")
+  scene.until(lambda: not old.connection.is_open)
+  assert scene.verdicts("web1") == []
+  rival.end()
+
+
+def test_lock_file_is_removed(scene):
+  scene.start(rescan_interval=0.02)
+  qemu = scene.attach("web1")
+  path = scene.ctrl_dir / ctrldir.LOCK_FILE
+  path.unlink()
+  scene.until(path.exists)
+  assert ctrldir.daemon_of(str(scene.ctrl_dir)) == os.getpid()
+  qemu.event("SHUTDOWN", USER)
+  qemu.quit()
+  assert scene.verdict("web1") == "user"
+  assert scene.count("attached") == 1
+
+
+def test_lock_file_is_opened_to_strangers(scene):
+  scene.start(rescan_interval=0.02)
+  path = scene.ctrl_dir / ctrldir.LOCK_FILE
+  path.chmod(0o644)
+  stranger = os.open(path, os.O_RDONLY)
+  scene.until(lambda: path.stat().st_mode & 0o777 == 0o600)
+  assert not os.path.samestat(path.stat(), os.fstat(stranger))
+  os.close(stranger)
+  scene.attach("web1")
+
+
+def test_another_daemon_takes_over(scene, monkeypatch):
+  """It is noticed at once, and it is noticed when that one ends."""
+  monkeypatch.setattr(daemon, "_TROUBLE_INTERVAL", 0.02)
+  qemu = scene.attach("web1")
+  (scene.ctrl_dir / ctrldir.LOCK_FILE).unlink()
+  rival = Rival(scene.ctrl_dir)
+  scene.says("belongs to another ganeti-kvmd")
+  scene.until(lambda: not qemu.connection.is_open)
+  # It is the other one's turn to listen.
+  for _ in range(3):
+    scene.turn()
+  assert qemu.monitor.accept() is None
+  assert scene.verdicts("web1") == []
+  rival.end()
+  scene.says(f"{scene.ctrl_dir} is followed from now on")
+  again = scene.serve(qemu.monitor)
+  again.event("SHUTDOWN", USER)
+  again.quit()
+  assert scene.verdict("web1") == "user"
+
+
+def test_lock_file_that_cannot_be_made(scene, scratch, monkeypatch):
+  monkeypatch.setattr(daemon, "_TROUBLE_INTERVAL", 0.02)
+  (scratch / "new").mkdir()
+  path = scratch / "new" / ctrldir.LOCK_FILE
+  path.mkdir()
+  monitor = FakeMonitor(scratch / "new", "web1")
+  shutil.rmtree(scene.ctrl_dir)
+  (scratch / "new").rename(scene.ctrl_dir)
+  path = scene.ctrl_dir / ctrldir.LOCK_FILE
+  scene.says(f"cannot use {path}: Is a directory")
+  for _ in range(5):
+    scene.daemon.turn(0.02)
+  assert monitor.accept() is None
+  assert scene.count(f"cannot use {path}") == 1
+  path.rmdir()
+  scene.serve(monitor)
+
+
+def test_lock_file_that_cannot_be_made_anew(scene):
+  """That is no reason to lose whom we listen to."""
+  scene.start(rescan_interval=0.02)
+  qemu = scene.attach("web1")
+  path = scene.ctrl_dir / ctrldir.LOCK_FILE
+  path.unlink()
+  path.mkdir()
+  scene.says(f"cannot use {path}: Is a directory")
+  qemu.event("SHUTDOWN", USER)
+  qemu.quit()
+  assert scene.verdict("web1") == "user"
+  assert scene.has_file("web1")
+
+
+def test_lock_file_of_another_user(scene, monkeypatch):
+  """It may be that of another daemon, and cannot be looked into."""
+  monkeypatch.setattr(daemon, "_TROUBLE_INTERVAL", 0.02)
+  scene.start(rescan_interval=0.02)
+  qemu = scene.attach("web1")
+  path = scene.ctrl_dir / ctrldir.LOCK_FILE
+  with mock.patch("os.geteuid", return_value=os.geteuid() + 1):
+    scene.says(f"cannot use {path}: it belongs to user {os.geteuid() - 1}")
+    scene.until(lambda: not qemu.connection.is_open)
+    assert scene.verdicts("web1") == []
+  scene.says(f"{scene.ctrl_dir} is followed from now on")
+  scene.serve(qemu.monitor)
+
+
+def test_directory_is_removed_while_it_is_claimed(scene, monkeypatch):
+  scene.stop()
+  claim = ctrldir.ControlDirectory.claim
+  calls = []
+
+  def remove_before(directory):
+    if not calls:
+      shutil.rmtree(scene.ctrl_dir)
+    calls.append(directory)
+    claim(directory)
+
+  monkeypatch.setattr(ctrldir.ControlDirectory, "claim", remove_before)
+  scene.start()
+  scene.ctrl_dir.mkdir()
+  scene.attach("web1")
+  assert scene.count("cannot use") == 0
+
+
+def is_long(control, name):
+  """Tells whether there is more to a journal than is reserved, and a little."""
+  found = journal_files.extent(control, name)
+  return found.allocated > journal_files.RESERVED + 8192
+
+
+def test_somebody_keeps_journals_from_being_made_short(scene, monkeypatch):
+  scene.stop()
+  held = os.open(scene.ctrl_dir, os.O_RDONLY)
+  other = ctrldir.ControlDirectory(str(scene.ctrl_dir), held, ".kvmd")
+  journal_files.prepare(other, "web1")
+  with (scene.ctrl_dir / "web1.journal.out").open("r+b", buffering=0) as file:
+    file.write(encode(GREETING) + encode({"return": {}}))
+    file.write(event("RTC_CHANGE", {"offset": 1}) * 2000)
+    scene.start(rescan_interval=0.02)
+    scene.says("instance web1: its QEMU keeps a journal")
+    scene.until(lambda: not is_long(other, "web1"))
+    assert other.lock(0.0)
+    file.write(event("RTC_CHANGE", {"offset": 1}) * 2000)
+    for _ in range(5):
+      scene.daemon.turn(0.02)
+    # It may be for a moment only.
+    assert scene.count("no journal could be made shorter") == 0
+    monkeypatch.setattr(daemon, "_LONG", 0.05)
+    scene.says("no journal could be made shorter")
+    for _ in range(10):
+      scene.daemon.turn(0.02)
+    assert scene.count("no journal could be made shorter") == 1
+    path = scene.ctrl_dir / ctrldir.LOCK_FILE
+    assert scene.count(f"process {os.getpid()} holds {path}") == 1
+    assert is_long(other, "web1")
+    other.unlock()
+    scene.until(lambda: not is_long(other, "web1"))
+  os.close(held)
+
+
 # --- Many ---
 
 
@@ -1611,7 +1826,7 @@ def test_many_instances(scene):
     expected = "user" if number % 2 else "killed or crashed"
     assert scene.verdict(f"web{number}") == expected
   scene.fence()
-  assert set(os.listdir(scene.ctrl_dir)) == {
+  assert ctrl_files.names(scene.ctrl_dir) == {
     f"web{number}.shutdown" for number in range(1, 200, 2)
   }
   assert len(os.listdir("/proc/self/fd")) == before

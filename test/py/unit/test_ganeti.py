@@ -113,7 +113,7 @@ def test_second_one_is_refused(node):
   for arguments in [], ["-f"]:
     result = node.run(*arguments)
     assert result.status == 1
-    assert f"process '{first}' holds {node.place.pid_file}" in result.errors
+    assert f"process {first} holds {node.place.pid_file}" in result.errors
   assert node.place.pid == first
   assert node.place.is_alive
 

@@ -163,6 +163,7 @@ def place(monkeypatch, scratch) -> collections.abc.Iterator[Place]:
   monkeypatch.setattr(stock.KVMHypervisor, "_DIRS", [])
   found = Place(scratch)
   monkeypatch.setattr(launch, "pid_file", lambda: str(found.pid_file))
+  monkeypatch.setattr(ctrldir, "ganeti_path", lambda: str(found.ctrl))
   yield found
   found.stop_all()
 

@@ -3,51 +3,70 @@
 
 """Tests of how the hypervisor side makes sure that a daemon runs.
 
-In the place of Ganeti's daemon-util there is a script; what it starts holds a
-real pidfile.
+In the place of Ganeti's daemon-util there is a script; what it starts claims a
+real control directory, as ours does, or holds a real pidfile, as stock does.
 """
 
 from __future__ import annotations
 
 import collections.abc
+import fcntl
 import logging
 import os
 import pathlib
 import sys
 import threading
 
+import forked
 import pytest
 from ganeti import pathutils
-from ganeti.kvmd import launch, pidfile
+from ganeti.kvmd import ctrldir, launch
+from guests import lifetime
 
-#: Says that it was called, and starts a daemon that ends with its pidfile
+#: Says that it was called, and starts a daemon that ends when it is told to
 _TOOL = """#!/bin/bash
 echo "$*" >>{directory}/calls
 exec setsid -f {python} -c '
 import os, sys, time
 sys.path.insert(0, "{build}")
-from ganeti.kvmd import pidfile
-lock = pidfile.PidFile(sys.argv[1])
+from ganeti.kvmd import ctrldir, pidfile
+{begin}
 os.close(1)
 os.close(2)
-while os.path.exists(sys.argv[1]):
+while not os.path.exists("{directory}/end"):
   time.sleep(0.01)
-' {pid_file}
+'
+"""
+
+_OURS = """
+opened = os.open("{ctrl}", os.O_RDONLY)
+ctrldir.ControlDirectory("{ctrl}", opened, ".kvmd").claim()
+"""
+
+_STOCK = """
+lock = pidfile.PidFile("{pid_file}")
 """
 
 
 class Place:
-  """A pidfile, and a script in the place of daemon-util."""
+  """A control directory, a pidfile, and a script as daemon-util."""
 
   def __init__(self, directory: pathlib.Path) -> None:
+    self._directory = directory
     self._calls = directory / "calls"
+    self.ctrl = directory / "ctrl"
+    self.ctrl.mkdir()
     self.pid_file = directory / "kvmd.pid"
     self.tool = directory / "daemon-util"
+    self.install(_OURS)
+
+  def install(self, daemon: str) -> None:
+    """Makes the tool start a daemon."""
     self.do(
       _TOOL.format(
+        begin=daemon.format(ctrl=self.ctrl, pid_file=self.pid_file),
         build=os.environ["GANETI_KVMD_BUILD"],
-        directory=directory,
-        pid_file=self.pid_file,
+        directory=self._directory,
         python=sys.executable,
       )
     )
@@ -57,10 +76,22 @@ class Place:
     self.tool.write_text(script)
     self.tool.chmod(0o755)
 
+  def end(self) -> None:
+    """Ends the daemon."""
+    (self._directory / "end").touch()
+    lifetime.wait_until(lambda: launch.running() is None, "its end")
+    (self._directory / "end").unlink()
+
   @property
   def calls(self) -> list[str]:
     """How the tool was called."""
     return self._calls.read_text().splitlines() if self._calls.exists() else []
+
+
+@pytest.fixture(params=[_OURS, _STOCK], ids=["ours", "stock"])
+def daemon(request) -> str:
+  """What the daemon does at its start."""
+  return str(request.param)
 
 
 @pytest.fixture
@@ -68,10 +99,10 @@ def place(monkeypatch, scratch) -> collections.abc.Iterator[Place]:
   """The hypervisor side of a node."""
   found = Place(scratch)
   monkeypatch.setattr(launch, "pid_file", lambda: str(found.pid_file))
+  monkeypatch.setattr(ctrldir, "ganeti_path", lambda: str(found.ctrl))
   monkeypatch.setattr(pathutils, "DAEMON_UTIL", str(found.tool))
   yield found
-  if launch.running() is not None:
-    found.pid_file.unlink()
+  found.end()
 
 
 def _warnings(caplog) -> list[str]:
@@ -83,7 +114,8 @@ def _warnings(caplog) -> list[str]:
   ]
 
 
-def test_starts_a_daemon_once(place: Place, caplog) -> None:
+def test_starts_a_daemon_once(place: Place, daemon: str, caplog) -> None:
+  place.install(daemon)
   assert launch.running() is None
   launch.ensure()
   process = launch.running()
@@ -120,7 +152,8 @@ def test_one_that_does_not_start(place: Place, caplog) -> None:
   assert "kvm-daemon.log" in warning
 
 
-def test_one_that_is_not_wanted(place: Place, caplog) -> None:
+def test_one_that_ends_by_itself(place: Place, monkeypatch, caplog) -> None:
+  monkeypatch.setattr(launch, "_GRACE", 0.05)
   place.do("#!/bin/sh\necho not started: user shutdown is off\n")
   caplog.set_level(logging.INFO)
   launch.ensure()
@@ -136,20 +169,84 @@ def test_no_daemon_util(place: Place, caplog) -> None:
 
 
 def test_a_pidfile_that_cannot_be_used(place: Place, caplog) -> None:
-  place.pid_file.symlink_to("elsewhere")
+  place.pid_file.mkdir()
   launch.ensure()
   (warning,) = _warnings(caplog)
-  assert f"cannot use {place.pid_file}" in warning
+  assert f"cannot use {place.pid_file}: Is a directory" in warning
   assert place.calls == []
-  place.pid_file.unlink()
 
 
-def test_a_daemon_ends_and_the_next_call_starts_one(place: Place) -> None:
+def test_a_daemon_ends_and_the_next_call_starts_one(
+  place: Place, daemon: str
+) -> None:
+  place.install(daemon)
+  launch.ensure()
+  process = launch.running()
+  place.end()
+  launch.ensure()
+  assert launch.running() not in {None, process}
+
+
+def test_a_pidfile_that_was_deleted(place: Place) -> None:
+  """Ours is known by its control directory."""
+  place.install(_STOCK + _OURS)
   launch.ensure()
   process = launch.running()
   place.pid_file.unlink()
-  while launch.running() is not None:
-    pass
+  assert launch.running() == process
   launch.ensure()
-  assert launch.running() not in {None, process}
-  assert pidfile.holder(str(place.pid_file)) == launch.running()
+  assert place.calls == ["start ganeti-kvmd"]
+
+
+def test_no_control_directory_yet(place: Place) -> None:
+  """The daemon waits for it, and has its pidfile meanwhile."""
+  place.ctrl.rmdir()
+  place.install(_STOCK)
+  launch.ensure()
+  launch.ensure()
+  assert place.calls == ["start ganeti-kvmd"]
+
+
+@pytest.mark.parametrize("kind", forked.READER_LOCKS)
+@pytest.mark.parametrize("has_daemon", [True, False])
+def test_what_a_stranger_has_locked(
+  place: Place, caplog, kind: str, has_daemon: bool
+) -> None:
+  """He neither passes for a daemon nor keeps one from starting."""
+  pids = place.pid_file, place.ctrl / ctrldir.LOCK_FILE
+  for path in pids:
+    path.write_text("1\n")
+    path.chmod(0o644)
+  place.ctrl.chmod(0o775)
+  process = None
+  if has_daemon:
+    launch.ensure()
+    process = launch.running()
+    assert process is not None
+
+  def attack() -> None:
+    for path in (place.ctrl, *pids):
+      is_open = path.exists() and path.stat().st_mode & 0o004
+      if is_open and not (path.is_dir() and "read" in kind):
+        forked.lock_as_stranger(path, kind)
+
+  with forked.living_on(attack, forked.Place.UNPRIVILEGED):
+    assert launch.running() == process
+    launch.ensure()
+    assert launch.running() not in {None, os.getpid()}
+  assert place.calls == ["start ganeti-kvmd"]
+  assert not _warnings(caplog)
+
+
+def test_what_an_earlier_version_of_ours_holds(place: Place) -> None:
+  def hold() -> None:
+    place.pid_file.touch()
+    place.pid_file.chmod(0o644)
+    descriptor = os.open(place.pid_file, os.O_RDWR)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    fcntl.lockf(descriptor, fcntl.LOCK_EX)
+
+  with forked.living_on(hold) as process:
+    assert launch.running() == process
+    launch.ensure()
+    assert place.calls == []

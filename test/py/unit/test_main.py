@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pathlib
@@ -19,7 +20,7 @@ import forked
 import kvmd_process
 import pytest
 from fake_monitor import SIGNAL, USER, FakeMonitor
-from ganeti.kvmd import VERSION, main, monitors
+from ganeti.kvmd import VERSION, ctrldir, main, monitors, pidfile
 from guests import lifetime
 from kvmd_process import LOG_LINE, Foreground, attach
 from kvmd_process import run as run_program
@@ -112,6 +113,9 @@ def run_here(*arguments, screen=None):
     ["--monitor-suffix=n"],
     ["--monitor-suffix=.powerdown"],
     ["--monitor-suffix=.rule"],
+    ["--monitor-suffix=.ganeti-kvmd.lock"],
+    ["--monitor-suffix=.lock"],
+    ["--monitor-suffix=k"],
     ["--pid-file="],
     ["--pid-file"],
     ["-df", "-y"],
@@ -316,7 +320,7 @@ def test_end(start, ctrl_dir, scratch, number):
   process = start(f"--ctrl-dir={ctrl_dir}", f"--pid-file={pid_file}")
   process.says(f"watching {ctrl_dir}")
   assert pid_file.read_text() == f"{process.pid}\n"
-  assert pid_file.stat().st_mode & 0o777 == 0o644
+  assert pid_file.stat().st_mode & 0o777 == 0o600
   began = time.monotonic()
   assert process.end(number) == 0
   assert time.monotonic() - began < 5
@@ -467,10 +471,171 @@ def test_second_one_is_refused(start, ctrl_dir, scratch):
   for foreground in ["-f"], []:
     second = run_program(*foreground, *options)
     assert second.status == 1
-    assert f"process '{first.pid}' holds {pid_file}" in second.errors
-    assert "already" in second.errors
+    assert second.errors == (
+      "ganeti-kvmd: another ganeti-kvmd runs already: process"
+      f" {first.pid} holds {pid_file}\n"
+    )
   assert pid_file.read_text() == f"{first.pid}\n"
   assert first.end() == 0
+
+
+@pytest.mark.parametrize("foreground", [["-f"], []], ids=["-f", "detached"])
+def test_second_one_for_the_directory_is_refused(
+  start, ctrl_dir, scratch, foreground
+):
+  """Whatever pidfiles the two have."""
+  first = start(f"--ctrl-dir={ctrl_dir}")
+  first.says("watching")
+  monitor = FakeMonitor(ctrl_dir, "web1")
+  connection = attach(monitor)
+  link = scratch / "link"
+  link.symlink_to(ctrl_dir)
+  pid_file = scratch / "pid"
+  for options in (
+    [f"--ctrl-dir={ctrl_dir}"],
+    [f"--ctrl-dir={link}"],
+    [f"--ctrl-dir={ctrl_dir}", f"--pid-file={pid_file}"],
+  ):
+    second = run_program(*foreground, *options)
+    assert second.status == 1
+    assert second.output == ""
+    path = f"{options[0].partition('=')[2]}/{ctrldir.LOCK_FILE}"
+    assert second.errors == (
+      "ganeti-kvmd: another ganeti-kvmd runs already: process"
+      f" {first.pid} holds {path}\n"
+    )
+    assert not pid_file.exists()
+  connection.event("SHUTDOWN", USER)
+  monitor.quit()
+  first.says("instance web1: verdict user")
+  assert first.end() == 0
+  assert first.text.count("verdict") == 1
+  third = start(f"--ctrl-dir={ctrl_dir}")
+  third.says("watching")
+
+
+def test_pidfile_that_was_deleted(start, ctrl_dir, scratch):
+  """There is no second daemon, no second verdict, and soon a pidfile."""
+  pid_file = scratch / "pid"
+  options = [
+    f"--ctrl-dir={ctrl_dir}",
+    f"--pid-file={pid_file}",
+    "--rescan-interval=1",
+  ]
+  first = start(*options)
+  first.says("watching")
+  monitor = FakeMonitor(ctrl_dir, "web1")
+  connection = attach(monitor)
+  for _ in range(2):
+    pid_file.unlink()
+    second = run_program("-f", *options)
+    assert second.status == 1
+    assert f"process {first.pid} holds " in second.errors
+    lifetime.wait_until(pid_file.exists, "the pidfile")
+    lifetime.wait_until(
+      lambda: pid_file.read_text() == f"{first.pid}\n", "its content"
+    )
+  # It is locked again, too.
+  third = run_program("-f", *options)
+  assert f"process {first.pid} holds {pid_file}\n" in third.errors
+  connection.event("SHUTDOWN", USER)
+  monitor.quit()
+  first.says("instance web1: verdict user")
+  assert first.end() == 0
+  assert not pid_file.exists()
+  assert first.text.count("verdict") == 1
+  assert first.text.count(f"the pidfile {pid_file} was gone") == 2
+
+
+def test_pidfile_that_cannot_be_restored(start, ctrl_dir, scratch):
+  pid_file = scratch / "pid"
+  process = start(
+    f"--ctrl-dir={ctrl_dir}",
+    f"--pid-file={pid_file}",
+    "--rescan-interval=0.02",
+  )
+  process.says("watching")
+  pid_file.unlink()
+  # It may have been quicker.
+  while True:
+    try:
+      pid_file.mkdir()
+    except FileExistsError:
+      pid_file.unlink()
+    else:
+      break
+  process.says(f"the pidfile {pid_file} is gone, and cannot be made anew")
+  time.sleep(0.2)
+  assert process.text.count("cannot be made anew") == 1
+  pid_file.rmdir()
+  lifetime.wait_until(pid_file.exists, "the pidfile")
+  assert process.end() == 0
+
+
+def test_pidfile_that_another_daemon_has_taken(start, ctrl_dir, scratch):
+  """The stock daemon, say, which knows of no other lock."""
+  pid_file = scratch / "pid"
+  process = start(
+    f"--ctrl-dir={ctrl_dir}",
+    f"--pid-file={pid_file}",
+    "--rescan-interval=0.2",
+  )
+  process.says("watching")
+  other = scratch / "other"
+
+  def take():
+    pidfile.PidFile(str(other))
+
+  with forked.living_on(take) as number:
+    other.rename(pid_file)
+    process.says(
+      f"another KVM daemon has taken our pidfile (process {number} holds"
+    )
+    time.sleep(0.5)
+    assert process.text.count("has taken our pidfile") == 1
+    assert pid_file.read_text() == f"{number}\n"
+    assert process.end() == 0
+    assert pid_file.read_text() == f"{number}\n"
+
+
+@pytest.mark.parametrize("kind", forked.READER_LOCKS)
+def test_strangers_lock_what_they_can(start, ctrl_dir, scratch, kind):
+  """Before a daemon starts, after it was killed, and as another starts."""
+  pid_file = scratch / "pid"
+  paths = [ctrl_dir, pid_file, ctrl_dir / ctrldir.LOCK_FILE]
+  ctrl_dir.chmod(0o775)
+  # As earlier versions left it
+  pid_file.write_text("1\n")
+  pid_file.chmod(0o644)
+  options = [f"--ctrl-dir={ctrl_dir}", f"--pid-file={pid_file}"]
+
+  def attack():
+    for path in paths:
+      if path.exists() and not ("read" in kind and path.is_dir()):
+        with contextlib.suppress(PermissionError, BlockingIOError):
+          forked.lock_as_stranger(path, kind)
+
+  stranger = forked.Place.UNPRIVILEGED
+  with forked.living_on(attack, stranger):
+    first = start(*options)
+    first.says("watching")
+    with forked.living_on(attack, stranger):
+      first.kill()
+      second = start(*options)
+      second.says("watching")
+      refused = run_program("-f", *options)
+      assert refused.status == 1
+      assert f"process {second.pid} holds " in refused.errors
+      assert second.end() == 0
+
+
+def test_lock_file_that_cannot_be_used(ctrl_dir):
+  path = ctrl_dir / ctrldir.LOCK_FILE
+  path.mkdir()
+  result = run_program("-f", f"--ctrl-dir={ctrl_dir}")
+  assert result.status == 1
+  assert f"cannot watch {path}: Is a directory" in result.errors
+  assert "Traceback" not in result.errors
 
 
 @pytest.mark.parametrize(
