@@ -9,13 +9,14 @@ own means.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import time
 from typing import TYPE_CHECKING
 
 from ganeti import constants, errors, pathutils, utils
-from ganeti.kvmd import ctrldir, lockfile, pidfile
+from ganeti.kvmd import cluster, ctrldir, lockfile, pidfile
 
 if TYPE_CHECKING:
   from typing import Optional
@@ -68,18 +69,36 @@ def ensure() -> None:
 def _ensure() -> None:
   if running() is not None:
     return
+  reason = _reason_not_to_run()
+  if reason is not None:
+    _log_reason(reason)
+    return
   _remove_stale_pid_file()
   result = utils.RunCmd(
     [pathutils.DAEMON_UTIL, "start", constants.KVMD], timeout=_TIMEOUT
   )
-  if _await_running():
-    return
   output = " ".join(result.output.split())
   if result.failed:
-    _warn(f"{result.cmd} failed ({result.fail_reason}): {output}")
-  else:
-    # It ended by itself, because the cluster does not want it.
+    # Somebody else may have been faster.
+    if running() is None:
+      _warn(f"{result.cmd} failed ({result.fail_reason}): {output}")
+  elif not _await_running():
     logging.info("The KVM daemon does not run: %s", output)
+
+
+def _reason_not_to_run() -> Optional[str]:
+  """Tells why a daemon would end at once, if that is known here."""
+  try:
+    return cluster.reason_not_to_run()
+  except OSError:
+    # The daemon will say so, in its own words.
+    return None
+
+
+@functools.lru_cache
+def _log_reason(reason: str) -> None:
+  """Logs why there is no daemon; once, as instances are started all day."""
+  logging.info("The KVM daemon is not started: %s", reason)
 
 
 def _remove_stale_pid_file() -> None:

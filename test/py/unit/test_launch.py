@@ -16,11 +16,12 @@ import os
 import pathlib
 import sys
 import threading
+import time
 
 import forked
 import pytest
-from ganeti import pathutils
-from ganeti.kvmd import ctrldir, launch
+from ganeti import constants, pathutils
+from ganeti.kvmd import cluster, ctrldir, launch
 from guests import lifetime
 
 #: Says that it was called, and starts a daemon that ends when it is told to
@@ -42,6 +43,8 @@ _OURS = """
 opened = os.open("{ctrl}", os.O_RDONLY)
 ctrldir.ControlDirectory("{ctrl}", opened, ".kvmd").claim()
 """
+
+_REASON_NOT_TO_RUN = cluster.reason_not_to_run
 
 _STOCK = """
 lock = pidfile.PidFile("{pid_file}")
@@ -98,11 +101,27 @@ def daemon(request) -> str:
 def place(monkeypatch, scratch) -> collections.abc.Iterator[Place]:
   """The hypervisor side of a node."""
   found = Place(scratch)
+  launch._log_reason.cache_clear()
   monkeypatch.setattr(launch, "pid_file", lambda: str(found.pid_file))
   monkeypatch.setattr(ctrldir, "ganeti_path", lambda: str(found.ctrl))
   monkeypatch.setattr(pathutils, "DAEMON_UTIL", str(found.tool))
+  monkeypatch.setattr(cluster, "reason_not_to_run", lambda: None)
   yield found
   found.end()
+
+
+@pytest.fixture
+def naps(monkeypatch) -> list[float]:
+  """How long was slept each time, in seconds."""
+  found: list[float] = []
+  sleep = time.sleep
+
+  def note(seconds: float) -> None:
+    found.append(seconds)
+    sleep(seconds)
+
+  monkeypatch.setattr(launch.time, "sleep", note)
+  return found
 
 
 def _warnings(caplog) -> list[str]:
@@ -150,6 +169,54 @@ def test_one_that_does_not_start(place: Place, caplog) -> None:
   assert "no such daemon" in warning
   assert f"start it with '{place.tool} start ganeti-kvmd'" in warning
   assert "kvm-daemon.log" in warning
+
+
+def test_one_that_does_not_start_is_not_waited_for(
+  place: Place, naps: list[float]
+) -> None:
+  place.do("#!/bin/sh\nexit 1\n")
+  launch.ensure()
+  assert naps == []
+
+
+def test_one_that_is_not_wanted(
+  place: Place, naps: list[float], monkeypatch, caplog
+) -> None:
+  """Nothing is started, nothing is waited for, and it is said once."""
+  reason = "user shutdown is off"
+  monkeypatch.setattr(cluster, "reason_not_to_run", lambda: reason)
+  caplog.set_level(logging.INFO)
+  for _ in range(3):
+    launch.ensure()
+  assert place.calls == []
+  assert naps == []
+  assert not _warnings(caplog)
+  assert caplog.text.count(f"is not started: {reason}") == 1
+
+
+def test_why_it_is_not_wanted(
+  place: Place, scratch: pathlib.Path, monkeypatch, caplog
+) -> None:
+  """By what the daemon itself goes by."""
+  data = scratch / "data"
+  data.mkdir()
+  monkeypatch.setattr(cluster, "reason_not_to_run", _REASON_NOT_TO_RUN)
+  monkeypatch.setattr(pathutils, "DATA_DIR", str(data))
+  for key, value in {
+    constants.SS_HYPERVISOR_LIST: "kvm",
+    constants.SS_ENABLED_USER_SHUTDOWN: "False",
+    constants.SS_NODE_VM_CAPABLE: "",
+  }.items():
+    (data / (constants.SSCONF_FILEPREFIX + key)).write_text(value)
+  caplog.set_level(logging.INFO)
+  launch.ensure()
+  assert place.calls == []
+  assert "gnt-cluster modify --user-shutdown=yes" in caplog.text
+  # Where nobody knows it is for the daemon to say so.
+  for path in data.iterdir():
+    path.unlink()
+  launch.ensure()
+  assert place.calls == ["start ganeti-kvmd"]
 
 
 def test_one_that_ends_by_itself(place: Place, monkeypatch, caplog) -> None:
