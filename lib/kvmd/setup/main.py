@@ -366,7 +366,7 @@ def main(
       raise system.TroubleError(
         f"must be run by root; '{PROGRAM} status' is for everybody"
       )
-    with system.exclusively(installation.libdir):
+    with system.exclusively():
       setup = Setup(installation)
       if options.command == "enable":
         setup.enable(daemon_only=options.daemon_only, restart=options.restart)

@@ -11,12 +11,17 @@ import os
 import subprocess
 from typing import TYPE_CHECKING
 
+from ganeti.kvmd import lockfile
+
 if TYPE_CHECKING:
   from collections.abc import Iterator
   from typing import Optional
 
 #: A root shell that was opened with a plain su lacks some of these.
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+#: Removed after each run, and gone after a reboot.
+_LOCK = "/run/ganeti-kvmd-setup.lock"
 
 _DPKG_LOCK = "/var/lib/dpkg/lock"
 
@@ -97,25 +102,25 @@ def temporary_name(path: str) -> str:
 
 
 @contextlib.contextmanager
-def exclusively(directory: str) -> Iterator[None]:
+def exclusively() -> Iterator[None]:
   """Keeps other runs of this program, and dpkg, away.
 
-  @param directory: one that all runs have in common
   @raise TroubleError: if there is another run, or dpkg is at work
 
   """
   with contextlib.ExitStack() as stack:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
-    stack.callback(os.close, descriptor)
     try:
-      fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as err:
-      raise TroubleError("another ganeti-kvmd-setup is at work") from err
+      lock = lockfile.LockFile(_LOCK)
+    except lockfile.LockedError as err:
+      raise TroubleError(
+        f"another ganeti-kvmd-setup is at work: {err}"
+      ) from err
+    stack.callback(lock.remove)
     with contextlib.suppress(FileNotFoundError):
       # It reads the diversions only when it starts.
-      lock = stack.enter_context(open(_DPKG_LOCK, "r+b"))
+      dpkg = stack.enter_context(open(_DPKG_LOCK, "r+b"))
       try:
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(dpkg, fcntl.LOCK_EX | fcntl.LOCK_NB)
       except OSError as err:
         raise TroubleError(
           "dpkg is at work; try again when it is done"

@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import re
+import stat
+import subprocess
 import typing
 
 import pytest
@@ -17,6 +20,8 @@ if os.geteuid() != 0:
     "only root can make a machine in namespaces", allow_module_level=True
   )
 
+from ganeti.kvmd.ctrldir import LOCK_FILE
+from guests import lifetime
 from machine import (
   BUILD,
   DAEMON,
@@ -40,7 +45,53 @@ used = hypervisor.GetHypervisorClass("kvm")
 print(*(each.__module__.rpartition(".")[2] for each in used.__mro__))
 """
 _STOCK_CLASS = "hv_kvm hv_base builtins"
+
+#: Which process the hypervisor side takes for the daemon
+_RUNNING = "from ganeti.kvmd import launch; print(launch.running())"
+
+#: Where the program keeps others of its kind away
+_LOCK = "/run/ganeti-kvmd-setup.lock"
+
+#: Locks files until its input ends, as far as anybody can
+_STRANGER = """
+import fcntl, os, sys
+for path in sys.argv[1:]:
+  try:
+    fcntl.flock(os.open(path, os.O_RDONLY), fcntl.LOCK_EX)
+  except (FileNotFoundError, PermissionError):
+    pass
+print("ready", flush=True)
+sys.stdin.read()
+"""
 _OUR_CLASS = "hv_kvm user_shutdown stock hv_base builtins"
+
+
+#: Another run of the program, until its input ends
+_OTHER_RUN = f"""
+import sys
+sys.path.insert(0, {GANETI_DIR!r})
+from ganeti.kvmd.setup import system
+with system.exclusively():
+  print("ready", flush=True)
+  sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def _living_on(machine: Machine, *command: str) -> typing.Iterator[None]:
+  """Runs a command that says that it is ready, and ends with its input."""
+  process = subprocess.Popen(
+    machine.node.command(*command),
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+  try:
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    yield
+  finally:
+    process.communicate()
 
 
 class TestEnable:
@@ -98,6 +149,29 @@ class TestEnable:
     assert machine.python(_CLASS) == _STOCK_CLASS
     machine.run("test", "!", "-e", LIBDIR)
     machine.run(*make, "install")
+
+
+class TestLock:
+  """Two runs at once, and strangers who would keep all away."""
+
+  def test_strangers_lock_what_they_can(self, machine: Machine) -> None:
+    files = (LIBDIR, _LOCK, "/run", "/usr/sbin", os.path.dirname(HYPERVISOR))
+    stranger = (*_AS_NOBODY, PYTHON, "-c", _STRANGER, *files)
+    with _living_on(machine, *stranger):
+      assert "is ours now" in machine.setup("enable", "--daemon-only")
+      assert "is Ganeti's own now" in machine.setup("disable")
+
+  def test_two_at_once(self, machine: Machine) -> None:
+    with _living_on(machine, PYTHON, "-I", "-c", _OTHER_RUN):
+      number = machine.run("cat", _LOCK).strip()
+      assert machine.refusal("enable") == (
+        "ganeti-kvmd-setup: another ganeti-kvmd-setup is at work: process"
+        f" {number} holds {_LOCK}\n"
+      )
+      found = machine.node.path(_LOCK).stat()
+      assert stat.S_IMODE(found.st_mode) == 0o600
+    machine.setup("disable")
+    machine.run("test", "!", "-e", _LOCK)
 
 
 class TestUsage:
@@ -192,6 +266,56 @@ class TestDaemon:
     assert status == 1
     assert "to do:      the daemon does not run; start it with" in text
     machine.setup("disable")
+    assert machine.node.daemon_util("start")
+
+  def test_whose_pidfile_was_deleted(self, machine: Machine) -> None:
+    """It is known by its control directory, and is not left behind."""
+    machine.setup("enable", "--daemon-only")
+    control = machine.node.path("/run/ganeti/kvm-hypervisor/ctrl")
+    control.mkdir(parents=True, exist_ok=True)
+    lock = control / LOCK_FILE
+    lifetime.wait_until(lock.exists, "the lock file")
+    pid_file = machine.node.path("/run/ganeti/ganeti-kvmd.pid")
+    process = int(pid_file.read_text())
+    pid_file.unlink()
+    status, text = machine.status()
+    assert status == 0
+    assert re.search(f"^ganeti-kvmd: process {process}$", text, re.MULTILINE)
+    said = machine.node.run("/usr/sbin/ganeti-kvmd", check=False)
+    assert said.returncode == 1
+    assert f"process {process} holds " in said.stderr
+    assert "was restarted" in machine.setup("enable", "--restart")
+    assert self._process(machine)[0] != f"{process}\n"
+    pid_file.unlink()
+    assert "was restarted" in machine.setup("disable")
+    assert not self._process(machine)[1]
+    daemons = machine.run("pgrep", "--count", "--full", "bin/ganeti-kvmd")
+    assert daemons == "1\n"
+
+  def test_stock_and_ours_exclude_each_other(self, machine: Machine) -> None:
+    """Also where strangers lock what they can, and whoever was first."""
+    stock, is_ours = self._process(machine)
+    assert not is_ours
+    ours = f"{LIBDIR}/ganeti-kvmd"
+    control = machine.node.path("/run/ganeti/kvm-hypervisor/ctrl")
+    control.mkdir(parents=True, exist_ok=True)
+    control.chmod(0o775)
+    said = machine.node.run(ours, check=False)
+    assert said.returncode == 1
+    assert f"process {stock.strip()} holds " in said.stderr
+    assert machine.python(_RUNNING) == stock.strip()
+    assert machine.node.daemon_util("stop")
+    machine.run(ours)
+    process, is_ours = self._process(machine)
+    assert is_ours
+    said = machine.node.run(machine.real(DAEMON), check=False)
+    assert said.returncode != 0
+    assert self._process(machine)[0] == process
+    assert machine.python(_RUNNING) == process.strip()
+    machine.node.path("/run/ganeti/ganeti-kvmd.pid").unlink()
+    assert machine.python(_RUNNING) == process.strip()
+    machine.run("kill", process.strip())
+    lifetime.wait_until(lambda: machine.python(_RUNNING) == "None", "its end")
     assert machine.node.daemon_util("start")
 
   def test_that_does_not_start(self, machine: Machine) -> None:
