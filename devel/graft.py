@@ -36,9 +36,14 @@ _FRONT = f"{_HV_KVM}/__init__.py"
 _TESTS = "test/py/kvmd"
 _STOCK_TESTS = "/ganeti.hypervisor.hv_kvm_unittest.py"
 
-#: Our tests of what is not in Ganeti's tree: our build, our ganeti-kvmd-setup
-#: and what we use of an installed Ganeti
-_OTHER_TESTS = {"test_build.py", "test_replacement.py", "test_stock.py"}
+#: Our tests of what is not in Ganeti's tree: our build, our documents, our
+#: ganeti-kvmd-setup and what we use of an installed Ganeti
+_OTHER_TESTS = {
+  "test_build.py",
+  "test_design.py",
+  "test_replacement.py",
+  "test_stock.py",
+}
 
 #: What Ganeti's own unit tests patch, and what has moved with the code
 _PATCHED = re.compile(r"(?<='ganeti\.hypervisor\.hv_kvm)(?=\.(?:QmpC|OpenT))")

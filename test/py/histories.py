@@ -23,8 +23,8 @@ USER = ("SHUTDOWN", {"guest": True, "reason": "guest-shutdown"})
 SIGNAL = ("SHUTDOWN", {"guest": False, "reason": "host-signal"})
 UNRELATED = ("RTC_CHANGE", {"offset": 1})
 
-#: The design's table: QEMU's reason, and the verdicts without and with an
-#: administrator's powerdown pending.
+#: The table of doc/design.md: QEMU's reason, and the verdicts without and with
+#: an administrator's powerdown pending.
 TABLE = [
   ("guest-shutdown", Verdict.USER, Verdict.ADMINISTRATOR),
   ("guest-reset", Verdict.GUEST_REBOOT, Verdict.GUEST_REBOOT),
