@@ -87,6 +87,7 @@ class TestTarball:
     }
     wanted |= {
       "COPYING",
+      "NEWS",
       "README.md",
       "autogen.sh",
       "configure.ac",
