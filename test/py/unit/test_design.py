@@ -22,9 +22,9 @@ _DOCUMENTS = [_DESIGN, *sorted((_SOURCE / "doc" / "decisions").glob("*.md"))]
 _IMPORTS = {
   "__init__": "",
   "cluster": "",
-  "ctrldir": "",
-  "daemon": "ctrldir exits journals lifecycle monitors processes quota signals"
-  " watch",
+  "ctrldir": "lockfile",
+  "daemon": "ctrldir exits journals lifecycle lockfile monitors processes quota"
+  " signals watch",
   "detach": "",
   "digest": "lifecycle",
   "exits": "",
@@ -34,23 +34,24 @@ _IMPORTS = {
   "journal_files": "ctrldir digest qmp",
   "journals": "ctrldir instance journal journal_files lifecycle monitor"
   " processes quota",
-  "launch": "pidfile",
+  "launch": "cluster ctrldir lockfile pidfile",
   "lifecycle": "",
+  "lockfile": "",
   "logs": "",
-  "main": "__init__ cluster ctrldir daemon detach lifecycle logs pidfile"
-  " signals",
+  "main": "__init__ cluster ctrldir daemon detach lifecycle lockfile logs"
+  " pidfile signals",
   "monitor": "ctrldir instance qmp",
   "monitors": "ctrldir instance lifecycle monitor processes quota",
-  "pidfile": "",
+  "pidfile": "lockfile",
   "processes": "",
   "qmp": "",
   "quota": "",
   "setup.__init__": "",
   "setup.main": "__init__ cluster setup.node setup.replacement setup.system",
-  "setup.node": "__init__ pidfile setup.system",
+  "setup.node": "__init__ ctrldir lockfile pidfile setup.system",
   "setup.records": "setup.system",
   "setup.replacement": "setup.records setup.system",
-  "setup.system": "",
+  "setup.system": "lockfile",
   "signals": "",
   "watch": "",
 }
