@@ -40,7 +40,7 @@ _IMPORTS = {
   "logs": "",
   "main": "__init__ cluster ctrldir daemon detach lifecycle lockfile logs"
   " pidfile signals",
-  "monitor": "ctrldir instance qmp",
+  "monitor": "ctrldir instance lifecycle qmp",
   "monitors": "ctrldir instance lifecycle monitor processes quota",
   "pidfile": "lockfile",
   "processes": "",
