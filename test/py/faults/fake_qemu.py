@@ -196,7 +196,7 @@ class FakeQemu:
     while self._agenda and not self.has_begun:
       self._next()
 
-  def do(self, deed: Deed, kilobytes: int = 68) -> None:
+  def do(self, deed: Deed, kilobytes: int = 80) -> None:
     """Let something happen to it that it survives.
 
     @param kilobytes: how much it says, if that is what happens

@@ -134,7 +134,7 @@ class Do:
   #: Milliseconds that QEMU takes to end, if it is a fake one
   delay: int = 0
   #: How much it says if it says a lot
-  kilobytes: int = 68
+  kilobytes: int = 80
 
 
 @dataclasses.dataclass(frozen=True)

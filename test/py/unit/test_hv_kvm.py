@@ -91,7 +91,9 @@ class Place:
     return {
       str(path.relative_to(self.root))
       for path in self.root.rglob("*")
-      if not path.is_dir() and path.suffix != Mark.POWERDOWN.value
+      if not path.is_dir()
+      and path.suffix != Mark.POWERDOWN.value
+      and path.name != ctrldir.LOCK_FILE
     }
 
   def clear(self) -> None:
