@@ -11,6 +11,7 @@ look. The loop decides who is to act; what it means is decided elsewhere.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import select
 import signal
@@ -447,8 +448,11 @@ class Daemon:
     )
     self._journals = journals.Journals(
       self._settings.rule,
-      on_found=self._monitors.give_way,
-      on_absent=self._monitors.appear,
+      journals.Listeners(
+        served=functools.partial(self._monitors.give_way, is_over=False),
+        judged=functools.partial(self._monitors.give_way, is_over=True),
+        absent=self._monitors.appear,
+      ),
       processes=self._processes,
       quota=self._quota,
     )

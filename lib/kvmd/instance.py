@@ -210,8 +210,8 @@ class Instance:
     """Gives the verdict, if there was a QEMU."""
     if self._started is None or self._is_over:
       return
-    if not self.is_attached:
-      self._end_unheard(directory)
+    if not self.is_attached and not self._end_unheard(directory):
+      return
     outcome = self._lifecycle.outcome
     seconds = time.monotonic() - self._started
     self._is_over = True
@@ -311,17 +311,35 @@ class Instance:
       if is_wanted is not done:
         yield mark, is_wanted
 
-  def _end_unheard(self, directory: Optional[ControlDirectory]) -> None:
+  def _end_unheard(self, directory: Optional[ControlDirectory]) -> bool:
     """Finds out what is known of a life that never said anything.
 
     An earlier daemon may have heard that its user ended it: its file tells.
 
+    @return: False if that is to be found in a journal
+
     """
+    if directory is not None and self._has_journal(directory):
+      return False
     self._lifecycle.announced = lifecycle.UNHEARD
     if directory is not None and self.life is not None:
       self._take_over(directory, self.life)
     if self._marked.setdefault(Mark.SHUTDOWN, False):
       self._lifecycle.announced = lifecycle.REMEMBERED
+    return True
+
+  def _has_journal(self, directory: ControlDirectory) -> bool:
+    """Tells whether there is a journal of the life, or of one before."""
+    try:
+      journaled = directory.journaled_life(self.name)
+      return (
+        journaled is not None
+        and self.life is not None
+        and journaled.born < self.life.born
+        and directory.has_journal(self.name)
+      )
+    except OSError:
+      return False
 
   def _take_over(self, directory: ControlDirectory, life: Life) -> None:
     """Finds out what marks mean that are there already, or removes them."""

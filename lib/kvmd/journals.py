@@ -32,7 +32,7 @@ import errno
 import heapq
 import os
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ganeti.kvmd import instance, journal, journal_files, lifecycle, monitor
 from ganeti.kvmd.processes import is_alive
@@ -149,6 +149,20 @@ class _Record:
     self.was_written = False
 
 
+class Listeners(NamedTuple):
+  """Who is told what becomes of an instance's journal, by the instance's name.
+
+  @ivar served: that its QEMU keeps one, and the life that it tells of
+  @ivar judged: the same, before the verdict on that life is given
+  @ivar absent: that no QEMU came to write one after all, or it is of no use
+
+  """
+
+  served: Callable[[str, Life], None]
+  judged: Callable[[str, Life], None]
+  absent: Callable[[str], None]
+
+
 class Journals:
   """Follows instances by their journals.
 
@@ -159,26 +173,21 @@ class Journals:
   def __init__(
     self,
     rule: lifecycle.Rule,
-    on_found: Callable[[str], None],
-    on_absent: Callable[[str], None],
+    listeners: Listeners,
     processes: Processes,
     quota: Quota,
   ) -> None:
     """Follows nothing yet.
 
     @param rule: how a shutdown is judged
-    @param on_found: called with the name of an instance if its QEMU keeps a
-      journal, or kept one till its end
-    @param on_absent: called with the name of an instance if no QEMU came to
-      write its journal after all, or it is of no use
+    @param listeners: whom to tell what becomes of the journals
     @param processes: where to note which process is which instance's
     @param quota: how much is logged of each instance
 
     """
     self.directory: Optional[ControlDirectory] = None
     self._rule = rule
-    self._on_found = on_found
-    self._on_absent = on_absent
+    self._listeners = listeners
     self._processes = processes
     self._quota = quota
     self._records: dict[str, _Record] = {}
@@ -314,7 +323,7 @@ class Journals:
       self._look(name)
       if self._records.get(name) is record and record.state is State.AWAITED:
         self._forget(name)
-        self._on_absent(name)
+        self._listeners.absent(name)
     elif record.state is State.READ:
       self._queue(name, record)
     elif record.state is State.WRITTEN and record.delay:
@@ -402,7 +411,7 @@ class Journals:
       record.covered = files.read_digest().position
       record.extent, record.looked = files.extent(), time.monotonic()
       record.instance.log("its QEMU keeps a journal, and is not connected to")
-      self._on_found(name)
+      self._listeners.served(name, files.life)
     if not record.instance.process:
       record.instance.process = monitor.find_process(self.directory, name)
       self._processes.begin(record.instance.process, name)
@@ -575,8 +584,7 @@ class Journals:
     ):
       self._pass_over(name, record, found)
       return
-    if not record.was_written:
-      self._on_found(name)
+    self._listeners.judged(name, record.life)
     record.state = State.JUDGED
     # A process that was killed says nothing at its end, which was later then.
     is_announced = found.lifecycle.announced is not None
@@ -603,7 +611,7 @@ class Journals:
     self._forget(name)
     with contextlib.suppress(OSError):
       journal_files.remove_life(self.directory, name, record.life)
-    self._on_absent(name)
+    self._listeners.absent(name)
 
   def _settle(self, name: str) -> None:
     """Delivers a verdict; after that the journal is of no use any more."""
@@ -636,7 +644,7 @@ class Journals:
         self.directory,
       )
     if record.state is State.AWAITED:
-      self._on_absent(name)
+      self._listeners.absent(name)
 
   def _forget(self, name: str) -> None:
     record = self._records.pop(name, None)
@@ -662,7 +670,7 @@ class Journals:
     )
     self._cut(name)
     self._schedule(name, _SPACE_INTERVAL)
-    self._on_absent(name)
+    self._listeners.absent(name)
 
   def _drop_useless(self, name: str, files: JournalFiles) -> None:
     """Removes a journal that is of no use, if no QEMU has it open."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
   from typing import Optional
 
   from ganeti.kvmd import lifecycle
-  from ganeti.kvmd.ctrldir import ControlDirectory
+  from ganeti.kvmd.ctrldir import ControlDirectory, Life
   from ganeti.kvmd.processes import Processes
   from ganeti.kvmd.quota import Quota
 
@@ -85,6 +85,9 @@ class Monitors:
     # Instances that could not be marked as they are to be.
     self._unsettled: set[str] = set()
     self._next_settling = 0.0
+    # The lives that journals have told the end of, as their monitors tell them
+    # from others.
+    self._judged: dict[str, Life] = {}
 
   def close(self) -> None:
     """Lets go of all connections, without a verdict on anybody."""
@@ -124,6 +127,8 @@ class Monitors:
 
     """
     found = set(names)
+    for name in self._judged.keys() - found:
+      del self._judged[name]
     self._crowded.clear()
     for name in found:
       is_new = name not in self._by_name
@@ -140,16 +145,27 @@ class Monitors:
       else:
         self._guard(self._look_after, name)
 
-  def give_way(self, name: str) -> None:
+  def give_way(self, name: str, journaled: Life, *, is_over: bool) -> None:
     """Follows an instance no longer, as its journal is there.
 
-    If that tells of another life than the one that was followed, the verdict on
-    that is given now: later it would undo what is found out about the other.
+    Where the journal was begun after the monitor was made, that was another
+    life. The verdict on it is given now: later it would undo what is found out
+    about the next one.
+
+    @param name: the instance's
+    @param journaled: the life that the journal tells of
+    @param is_over: whether that life is over
 
     """
-    if name in self._by_name:
-      self._guard(self._take_leave, name)
+    follower = self._by_name.get(name)
+    if follower is not None:
+      life = follower.instance.life
+      if life is not None and life.born < journaled.born:
+        self._guard(self._take_leave, name)
       self.drop(name)
+    if is_over and self.directory is not None:
+      # Its QEMU may take a moment to go, and listen till then.
+      self._judged[name] = self.directory.life(name)
 
   def drop(self, name: str) -> None:
     """Follows an instance no longer."""
@@ -186,6 +202,8 @@ class Monitors:
 
   def _take_up(self, name: str) -> None:
     """Follows an instance that has a monitor, or has a new one."""
+    if self._is_judged(name):
+      return
     follower = self._by_name.get(name)
     if follower is None:
       follower = monitor.Monitor(
@@ -200,10 +218,17 @@ class Monitors:
       follower.attempts = 0
     self._connect(follower)
 
+  def _is_judged(self, name: str) -> bool:
+    return (
+      name in self._judged
+      and self.directory is not None
+      and self.directory.life(name) == self._judged[name]
+    )
+
   def _take_leave(self, name: str) -> None:
     """Gives the verdict on an instance if its life is over."""
     follower = self._by_name[name]
-    if self.directory is None or follower.instance.life is None:
+    if self.directory is None:
       return
     if follower.state is not monitor.State.APART:
       if follower.is_meant(self.directory) and not follower.has_hung_up():

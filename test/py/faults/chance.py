@@ -232,22 +232,27 @@ class _Generator:
     roll = self._random.random
     source = Source.JOURNAL if roll() < 0.6 else Source.SOCKET
     stays = roll() < 0.15
+    is_stock = source is Source.SOCKET and roll() < 0.3
     if slot >= self._profile.fakes:
-      step = Start(slot, Engine.QEMU, source, stays)
+      step = Start(slot, Engine.QEMU, source, stays, is_stock)
     else:
       step = Start(
         slot,
         Engine.FAKE,
         source,
         stays,
+        is_stock,
         delays=(self._delay(), self._delay(), self._delay()),
-        shift=self._random.choice((-1, 1)) * 86400 if roll() < 0.2 else 0,
+        shift=self._shift() if roll() < 0.2 and not is_stock else 0,
         silence=int(roll() * 50) if roll() < 0.1 else 0,
         cuts=(int(roll() * 180),) * 2 if roll() < 0.1 else (),
         piece=1 + int(roll() * 40) if roll() < 0.2 else 0,
       )
     self._running[slot] = step
     self.steps.append(step)
+
+  def _shift(self) -> int:
+    return self._random.choice((-1, 1)) * 86400
 
   def _delay(self) -> int:
     return int(self._random.expovariate(1 / 3))

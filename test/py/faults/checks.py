@@ -42,14 +42,17 @@ def look(world: World) -> None:
 def look_at(world: World, life: Life) -> None:
   """Ask as Ganeti does, which needs no daemon where there is a journal.
 
+  Nor does it where the user did nothing that could be taken for his shutdown,
+  whatever is there of an earlier life.
+
   @raise WrongError: if the answer is wrong
 
   """
+  is_told = life.source is Source.JOURNAL and life.must_be_right
   if (
     not life.is_over
     or not world.place.is_in_place
-    or life.source is not Source.JOURNAL
-    or not life.must_be_right
+    or not (is_told or life.is_nobodys_doing)
   ):
     return
   is_user_down = world.hypervisor.is_user_down(life.name)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pathlib
 
-from ganeti.hypervisor.hv_kvm import user_shutdown
+from ganeti.hypervisor.hv_kvm import stock, user_shutdown
 
 
 class Hypervisor:
@@ -17,11 +17,19 @@ class Hypervisor:
     class _Hypervisor(user_shutdown.UserShutdown):
       _CTRL_DIR = str(ctrl_dir)
 
+    class _Stock(stock.KVMHypervisor):  # type: ignore[misc]
+      _CTRL_DIR = str(ctrl_dir)
+
     self._code = _Hypervisor
+    self._stock = _Stock
 
   def prepare_start(self, name: str) -> None:
     """Do what comes before any start."""
     self._code._ClearMarks(name)
+
+  def prepare_stock_start(self, name: str) -> None:
+    """Do what Ganeti's own code does before any start."""
+    self._stock._ClearUserShutdown(name)
 
   def prepare_journal(self, name: str) -> bool:
     """Make the files of a journal.

@@ -80,6 +80,8 @@ class Life:
   followings_before: int = 0
   #: The number of its process
   process: int = 0
+  #: Seconds that the clock was wrong by when it was started
+  shift: int = 0
   #: Its verdict so far; None while it runs
   right: typing.Optional[Right] = None
   deeds: list[Deed] = dataclasses.field(default_factory=list)
@@ -149,6 +151,13 @@ class Life:
     if self.has_begun:
       self.known_since = clock
 
+  def give_way(self) -> None:
+    """Take note that Ganeti removed all that was there, for the next life."""
+    self.is_cleaned_up = True
+    if self.deeds[-1:] == [Deed.GOES_FIRST] and not self.is_settled:
+      # The daemon may read what QEMU said when the mark is gone.
+      self.right = None
+
   def lose_sight(self) -> None:
     """Take note that its files went out of sight."""
     if self.source is Source.JOURNAL and not self.is_settled:
@@ -184,6 +193,13 @@ class Life:
       may_be = self.is_ambiguous and self.source is Source.SOCKET
       return None if may_be else False
     return True if self.must_be_right else None
+
+  @property
+  def is_nobodys_doing(self) -> bool:
+    """Whether at no time anybody could take its end for its user's."""
+    return self.has_begun and not any(
+      _RIGHT.get(deed) is Right.USER for deed in self.deeds
+    )
 
   @property
   def must_be_logged(self) -> bool:

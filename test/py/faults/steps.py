@@ -103,7 +103,7 @@ class Trouble(enum.Enum):
 class Start:
   """A guest is started, once its predecessor of the same name is gone.
 
-  What follows C{stays} is for fake ones only.
+  What follows C{stock} is for fake ones only.
 
   """
 
@@ -112,6 +112,8 @@ class Start:
   source: Source = Source.JOURNAL
   #: Under -no-shutdown
   stays: bool = False
+  #: By Ganeti's own hypervisor code, which knows nothing of journals
+  stock: bool = False
   #: Milliseconds until its socket is there, is listened to, and until its
   #: journal is open, one after the other
   delays: tuple[int, int, int] = (0, 0, 0)

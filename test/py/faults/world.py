@@ -195,18 +195,24 @@ class World:
       return
     name = f"guest{plan.guest}"
     self.daemons.read_log()
-    self.hypervisor.prepare_start(name)
+    # By wrong dates nobody can know which is the later life.
+    is_stock = plan.stock and not any(life.shift for life in self.lives[name])
+    if is_stock:
+      self.hypervisor.prepare_stock_start(name)
+    else:
+      self.hypervisor.prepare_start(name)
     life = Life(
       name,
       plan.source,
       len(self.daemons.attachments[name]),
       len(self.daemons.followings[name]),
+      shift=plan.shift,
       is_clear=self._is_clear(name),
     )
     if self.lives[name]:
-      self.lives[name][-1].is_cleaned_up = True
+      self.lives[name][-1].give_way()
     self.lives[name].append(life)
-    wants_journal = plan.source is Source.JOURNAL
+    wants_journal = plan.source is Source.JOURNAL and not is_stock
     guest: Guest
     if plan.engine is Engine.QEMU:
       self.tally.real_lives += 1

@@ -2182,6 +2182,47 @@ def test_journal_of_the_same_life_comes_late(scene, monkeypatch):
   assert scene.verdicts("web1") == ["user"]
 
 
+def test_monitor_listens_on_when_the_journal_is_closed(scene):
+  """As the process ends, the one is closed before the other."""
+  scene.start(rescan_interval=0.01)
+  with begin_journal(scene.ctrl_dir, "web1") as file:
+    monitor = FakeMonitor(scene.ctrl_dir, "web1")
+    scene.says("instance web1: its QEMU keeps a journal")
+    file.write(event("SHUTDOWN", USER))
+  assert scene.verdict("web1") == "user"
+  for _ in range(3):
+    scene.fence()
+  # It was only asked for its process.
+  while (connection := monitor.accept()) is not None:
+    assert not connection.is_open
+  monitor.die()
+  scene.fence()
+  assert scene.verdicts("web1") == ["user"]
+  assert scene.has_file("web1")
+  # Who takes the name next, without a journal, is another one.
+  scene.attach("web1").quit()
+  assert scene.verdict("web1", 2) == "killed or crashed"
+
+
+def test_journal_cannot_be_read_for_some_time(scene, monkeypatch):
+  """Till then it is not said that nothing is known."""
+  monkeypatch.setattr(journals, "_PATIENCE", 0.01)
+  with begin_journal(scene.ctrl_dir, "web1") as file:
+    with mock.patch.object(
+      journal_files, "opened", side_effect=OSError(errno.EMFILE, "many", "x")
+    ):
+      monitor = FakeMonitor(scene.ctrl_dir, "web1")
+      scene.accept(monitor)
+      file.write(event("SHUTDOWN", USER))
+      monitor.quit()
+      scene.fence()
+  assert scene.verdicts("web1") == []
+  scene.start()
+  assert scene.verdict("web1") == "user"
+  scene.fence()
+  assert scene.verdicts("web1") == ["user"]
+
+
 # --- Anything at all ---
 
 

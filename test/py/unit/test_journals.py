@@ -64,8 +64,11 @@ class Place:
     """Begins to follow, as a daemon does that was just started."""
     self.journals = journals.Journals(
       lifecycle.Rule.CAUSE,
-      on_found=self.found.append,
-      on_absent=self.absent.append,
+      journals.Listeners(
+        served=lambda name, _: self.found.append(name),
+        judged=lambda name, _: None,
+        absent=self.absent.append,
+      ),
       processes=self.processes,
       quota=Quota(),
     )
