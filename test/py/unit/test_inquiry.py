@@ -86,7 +86,6 @@ def test_mark_of_an_administrator_counts(control):
   journal_files.prepare(control, "web1")
   life = control.journaled_life("web1")
   control.write(Mark.POWERDOWN, "web1", life)
-  time.sleep(0.01)
   path = os.path.join(control.path, "web1" + ctrldir.JOURNAL_EVENTS)
   with open(path, "r+b") as file:
     file.write(BEGINNING + event("SHUTDOWN", USER))

@@ -500,7 +500,6 @@ def test_powerdown_that_the_hypervisor_has_marked(place):
   qemu = place.attach()
   life = place.control.journaled_life("web1")
   place.control.write(Mark.POWERDOWN, "web1", life)
-  time.sleep(0.01)
   qemu.write(event("SHUTDOWN", USER))
   place.end(qemu)
   assert place.verdicts() == ["administrator"]
@@ -512,7 +511,6 @@ def test_powerdown_of_another_life(place):
   earlier = life._replace(born=life.born - 2)
   (place.path / "web1.powerdown").touch()
   os.utime(place.path / "web1.powerdown", ns=(earlier.born, earlier.born))
-  time.sleep(0.01)
   qemu.write(event("SHUTDOWN", USER))
   place.end(qemu)
   assert place.verdicts() == ["user"]
