@@ -56,9 +56,6 @@ _NEW_RULE = ".new" + RULE
 #: No rule's name is as long.
 _MAX_RULE = 64
 
-#: Longest that a QEMU takes from its start to its sockets, in nanoseconds.
-_START = 5 * 10**9
-
 #: The file with the locks of the directory; it stays when nobody has any.
 LOCK_FILE = ".ganeti-kvmd.lock"
 
@@ -393,13 +390,16 @@ class ControlDirectory:
     What says something of an earlier life must not speak of a later one. Who
     starts that one may know nothing of us: then no more than its sockets and
     Ganeti's file with its process number tell of it. What a life made itself
-    is as old as its birth, however the clock was set since then.
+    was there when its QEMU first read what its journal was begun with: that
+    holds however the clock was set since then.
 
     @param born: when the life in question began, in nanoseconds since the epoch
     @param last: when the last was written that is known of it, likewise
     @raise OSError: if that cannot be found out
 
     """
+    commands = self._find(instance + JOURNAL_COMMANDS)
+    started = max(born, 0 if commands is None else commands.st_atime_ns)
     for name in (
       instance + self._suffix,
       instance + MONITOR_SUFFIX,
@@ -407,11 +407,7 @@ class ControlDirectory:
       os.path.join(_PROCESS_NUMBERS, instance),
     ):
       found = self._find(name)
-      if (
-        found is not None
-        and found.st_mtime_ns > last
-        and not born <= found.st_mtime_ns <= born + _START
-      ):
+      if found is not None and found.st_mtime_ns > max(started, last):
         return True
     return False
 

@@ -579,9 +579,7 @@ class Journals:
     assert record.life is not None
     record.reading = None
     self._part_with(name, record)
-    if not record.was_written and self.directory.is_outdated(
-      name, record.life.born, found.written_at
-    ):
+    if self.directory.is_outdated(name, record.life.born, found.written_at):
       self._pass_over(name, record, found)
       return
     self._listeners.judged(name, record.life)

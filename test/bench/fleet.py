@@ -15,6 +15,7 @@ All times are C{CLOCK_MONOTONIC} in nanoseconds, the same in every process.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -133,7 +134,9 @@ class Fleet:
       self.end_all()
       for entry in os.scandir(self._directory):
         if ".journal." in entry.name:
-          os.unlink(entry.path)
+          # The daemon removes some of them itself.
+          with contextlib.suppress(FileNotFoundError):
+            os.unlink(entry.path)
     finally:
       for link in self._links:
         link.close()

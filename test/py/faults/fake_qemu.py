@@ -271,6 +271,10 @@ class FakeQemu:
   def _open_journal(self) -> None:
     path = self._ctrl_dir / (self._name + ctrldir.JOURNAL_EVENTS)
     self._journal = os.open(path, os.O_RDWR)
+    # Like QEMU, it reads what it is told when it has made its sockets.
+    commands = self._ctrl_dir / (self._name + ctrldir.JOURNAL_COMMANDS)
+    read = time.time_ns() + self._plan.shift * 10**9
+    os.utime(commands, ns=(read, commands.stat().st_mtime_ns))
     self._write(_GREETING + _NEGOTIATED)
 
   def _begun(self) -> None:

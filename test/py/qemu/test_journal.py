@@ -218,3 +218,20 @@ def test_spoilt_journal_is_never_the_users_and_harms_nobody(
   assert ".shutdown" not in _files(stage, spoilt.name)
   for verdict in daemon.verdicts(spoilt.name):
     assert verdict.verdict in {"unknown", "killed or crashed"}
+
+
+def test_what_qemu_makes_is_older_than_its_reading(
+  shared: tuple[Stage, Daemon],
+) -> None:
+  """That tells its own sockets from those of a later life."""
+  stage, daemon = shared
+  ending = endings.KILLED_BY_HOST
+  machine = dataclasses.replace(ending.machine, journal=True)
+  with stage.qemu(machine) as started:
+    _wait_up(started, daemon)
+    read = (stage.ctrl_dir / (started.name + ctrldir.JOURNAL_COMMANDS)).stat()
+    made = (stage.ctrl_dir / (started.name + ctrldir.MONITOR_SUFFIX)).lstat()
+    assert read.st_mtime_ns <= made.st_mtime_ns <= read.st_atime_ns
+    ending.play(started)
+    started.wait()
+    assert daemon.wait_verdict(started.name) == endings.KILLED

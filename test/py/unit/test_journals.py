@@ -470,10 +470,13 @@ def touch(place, name):
   os.utime(path, ns=(later, later))
 
 
+@pytest.mark.parametrize("is_followed", [True, False])
 @pytest.mark.parametrize("sign", ["web1.kvmd", "web1.qmp", "../pid/web1"])
-def test_journal_of_an_earlier_life_does_not_speak_of_a_later_one(place, sign):
+def test_journal_of_an_earlier_life_does_not_speak_of_a_later_one(
+  place, sign, is_followed
+):
   """That one was started by who knows nothing of journals, and crashed."""
-  qemu = place.start()
+  qemu = place.attach() if is_followed else place.start()
   qemu.write(END)
   qemu.close()
   touch(place, sign)
@@ -486,10 +489,13 @@ def test_journal_of_an_earlier_life_does_not_speak_of_a_later_one(place, sign):
   assert place.absent == ["web1"]
 
 
-def test_life_that_was_followed_is_not_outdated(place):
-  """However the clock was set since its sockets were made."""
+def test_clock_that_was_set_back_makes_no_other_life(place):
+  """What a QEMU made at its start seems younger than its last words."""
   qemu = place.attach()
   touch(place, "web1.kvmd")
+  commands = place.path / ("web1" + ctrldir.JOURNAL_COMMANDS)
+  later = time.time_ns() + 61 * 10**9
+  os.utime(commands, ns=(later, later))
   qemu.write(END)
   place.end(qemu)
   assert place.verdicts() == ["user"]
