@@ -9,6 +9,7 @@ All times are C{CLOCK_MONOTONIC} in nanoseconds, as the fleet's.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import select
@@ -247,7 +248,9 @@ class ShutdownFiles:
     """Removes the files, for the next measurement."""
     for entry in os.scandir(self._directory):
       if entry.name.endswith(self._SUFFIX):
-        os.unlink(entry.path)
+        # Of a life that is over the daemon may do that just now.
+        with contextlib.suppress(FileNotFoundError):
+          os.unlink(entry.path)
 
 
 def wait_for_line(
