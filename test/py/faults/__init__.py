@@ -10,12 +10,14 @@ with what was done to the guest.
 - L{steps}: what there is to do, as data, and schedules of it
 - L{chance}: makes schedules
 - L{world}: plays a schedule: guests live and die
+- L{births}: how guests are started
 - L{troubles}: what befalls the daemon and the node meanwhile
 - L{place}: the control directory, and what becomes of it
 - L{fake_qemu}, L{real_qemu}: the guests
 - L{daemons}: the daemon, killed and started over and over
 - L{disk}: a disk that can be filled up
 - L{node}: what Ganeti's hypervisor does and sees
+- L{stranger}: another user of the node
 - L{oracle}: what the right verdicts are, and what else may be forgiven
 - L{checks}: compares all that can be seen with that
 - L{tally}: what was played, in numbers

@@ -121,6 +121,8 @@ def main() -> int:
   total = Tally()
   deadline = time.monotonic() + options.minutes * 60
   with lifetime.scratch_directory() as scratch:
+    # Some of it is played by another user.
+    scratch.chmod(0o755)
     # After what removes the directory was started: it must not see the mounts.
     disk.take_own_mounts()
     for schedule in _schedules(options):

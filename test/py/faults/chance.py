@@ -57,6 +57,9 @@ EVERYTHING = Profile(
     Trouble.KILL_DAEMON: 10,
     Trouble.END_DAEMON: 3,
     Trouble.START_TWO_DAEMONS: 2,
+    Trouble.START_ANOTHER_DAEMON: 1,
+    Trouble.DELETE_PIDFILE: 1,
+    Trouble.STRANGER_COMES: 1,
     Trouble.AWAIT_DAEMON: 3,
     Trouble.STOP_DAEMON: 5,
     Trouble.TAKE_DESCRIPTORS: 1,
@@ -101,6 +104,7 @@ _CURES = {
   Trouble.REPLACE_DIRECTORY: Trouble.RETURN_DIRECTORY,
   Trouble.FILL_DISK: Trouble.FREE_DISK,
   Trouble.FILL_INODES: Trouble.FREE_DISK,
+  Trouble.STRANGER_COMES: Trouble.STRANGER_GOES,
 }
 _OF_DAEMON = {Trouble.CONTINUE_DAEMON, Trouble.GIVE_DESCRIPTORS}
 

@@ -22,6 +22,9 @@ if typing.TYPE_CHECKING:
 #: Seconds within which the daemon has to have done what is due
 PATIENCE = 20.0
 
+#: A journal that occupies as many bytes is made shorter.
+_LONG_JOURNAL = 64 * 1024
+
 #: What must not be in the log
 _FAULTS = ("a fault of the daemon", "Traceback")
 
@@ -122,8 +125,8 @@ def _complaints(world: World) -> list[str]:
     if lives[-1].is_over:
       complaints += _complaints_of(world, lives[-1], logged)
   for slot in world.slots.values():
-    if not slot.life.is_over and not _is_followed(world, slot):
-      complaints.append(f"not attached to: {slot.life}")
+    if not slot.life.is_over:
+      complaints += _complaints_of_living(world, slot)
   return complaints
 
 
@@ -163,6 +166,18 @@ def _complaints_of_processes(
     is_missing = life.is_exit_due and life.process not in noticed
     if is_missing and world.daemons.hears_exits:
       yield f"did not notice the end of process {life.process}: {life}"
+
+
+def _complaints_of_living(
+  world: World, slot: Slot
+) -> collections.abc.Iterator[str]:
+  life = slot.life
+  if not _is_followed(world, slot):
+    yield f"not attached to: {life}"
+  # Who looks at everything only now and then makes it short only then.
+  is_kept_short = world.rescan_interval < PATIENCE and not life.is_robbed
+  if is_kept_short and world.place.journal_size(life.name) >= _LONG_JOURNAL:
+    yield f"its journal is long: {life}"
 
 
 def _is_followed(world: World, slot: Slot) -> bool:

@@ -81,11 +81,12 @@ class Daemons:
     @param options: further options for it
 
     """
+    self._pidfile = scratch / "pid"
     self._arguments = [
       str(executable()),
       "-f",
       f"--ctrl-dir={ctrl_dir}",
-      f"--pid-file={scratch / 'pid'}",
+      f"--pid-file={self._pidfile}",
       *options,
     ]
     self._log = scratch / "log"
@@ -171,6 +172,41 @@ class Daemons:
     self.has_few_descriptors = False
     self._since = time.monotonic()
     self.await_watching()
+
+  def start_another(self) -> None:
+    """Start one beside the one that runs, which has to give way.
+
+    @raise DaemonError: if it does not
+
+    """
+    if not self.is_watching:
+      return
+    other = self._launch([])
+
+    def is_decided() -> bool:
+      self.read_log()
+      return other.poll() is not None or other.pid in self._watching
+
+    try:
+      lifetime.wait_until(is_decided, "another daemon to give way")
+      if other.returncode != _REFUSED:
+        raise DaemonError("a second daemon does not give way to the first")
+    finally:
+      other.kill()
+      other.wait()
+
+  def delete_pidfile(self) -> None:
+    self._pidfile.unlink(missing_ok=True)
+
+  @property
+  def has_pidfile(self) -> bool:
+    return self._pidfile.exists()
+
+  @property
+  def is_watching(self) -> bool:
+    """Whether a daemon runs that has come so far as to watch."""
+    self.read_log()
+    return self._process is not None and self._process.pid in self._watching
 
   def _launch(self, prefix: list[str]) -> subprocess.Popen[bytes]:
     with open(self._log, "ab") as stream:
@@ -258,8 +294,7 @@ class Daemons:
     @param spare: as many are left
 
     """
-    self.read_log()
-    if self._process is None or self._process.pid not in self._watching:
+    if self._process is None or not self.is_watching:
       return
     pid = self._process.pid
     if self._usual_limit is None:

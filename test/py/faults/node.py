@@ -5,15 +5,25 @@
 
 from __future__ import annotations
 
+import collections.abc
+import contextlib
 import pathlib
+import time
+from unittest import mock
 
 from ganeti.hypervisor.hv_kvm import stock, user_shutdown
 
 
 class Hypervisor:
-  """The hypervisor, as far as the control directory is concerned."""
+  """The hypervisor, as far as the control directory is concerned.
+
+  @ivar waited: for how long it has waited for others so far, in seconds
+
+  """
 
   def __init__(self, ctrl_dir: pathlib.Path) -> None:
+    self.waited = 0.0
+
     class _Hypervisor(user_shutdown.UserShutdown):
       _CTRL_DIR = str(ctrl_dir)
 
@@ -23,9 +33,21 @@ class Hypervisor:
     self._code = _Hypervisor
     self._stock = _Stock
 
+  @contextlib.contextmanager
+  def _counting_waits(self) -> collections.abc.Iterator[None]:
+    sleep = time.sleep
+
+    def count(seconds: float) -> None:
+      self.waited += seconds
+      sleep(seconds)
+
+    with mock.patch("time.sleep", count):
+      yield
+
   def prepare_start(self, name: str) -> None:
     """Do what comes before any start."""
-    self._code._ClearMarks(name)
+    with self._counting_waits():
+      self._code._ClearMarks(name)
 
   def prepare_stock_start(self, name: str) -> None:
     """Do what Ganeti's own code does before any start."""
@@ -37,7 +59,8 @@ class Hypervisor:
     @return: whether they could be made
 
     """
-    return bool(self._code._PrepareJournal(name))
+    with self._counting_waits():
+      return bool(self._code._PrepareJournal(name))
 
   def prepare_stop(self, name: str) -> None:
     """Do what comes before an administrator's powerdown."""

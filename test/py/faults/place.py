@@ -70,6 +70,13 @@ class Place:
   def has_journal(self, name: str) -> bool:
     return self.file(name, ctrldir.JOURNAL_EVENTS).exists()
 
+  def journal_size(self, name: str) -> int:
+    """Tell how many bytes a guest's journal occupies; 0 without one."""
+    try:
+      return self.file(name, ctrldir.JOURNAL_EVENTS).stat().st_blocks * 512
+    except FileNotFoundError:
+      return 0
+
   def show(self, name: str) -> str:
     """Show the files of a guest, and the ends of those that are short."""
     lines = []

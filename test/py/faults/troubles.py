@@ -85,6 +85,19 @@ def _start_two_daemons(world: World) -> None:
   world.daemons.start_two()
 
 
+def _start_another_daemon(world: World) -> None:
+  """Starts one that has to give way.
+
+  Without a pidfile it has to know by the directory. The daemon that runs may
+  have yet to notice that there is another directory now.
+
+  """
+  if world.daemons.has_pidfile or (
+    world.place.is_in_place and not world.is_exchanged
+  ):
+    world.daemons.start_another()
+
+
 # --- The directory ---
 
 
@@ -98,6 +111,7 @@ def _finish_starts(world: World) -> None:
 
 def _lose_sight(world: World) -> None:
   """Takes note that a daemon finds all files gone, or others."""
+  world.is_exchanged = True
   for lives in world.lives.values():
     for life in lives:
       life.lose_sight()
@@ -182,7 +196,9 @@ def _fill_inodes(world: World) -> None:
 
 
 #: What keeps no daemon from its work
-_HARMLESS = frozenset({Trouble.AWAIT_DAEMON, Trouble.LOOK})
+_HARMLESS = frozenset(
+  {Trouble.AWAIT_DAEMON, Trouble.DELETE_PIDFILE, Trouble.LOOK}
+)
 
 _TROUBLES: dict[Trouble, collections.abc.Callable[[World], None]] = {
   Trouble.KILL_DAEMON: _kill_daemon,
@@ -191,6 +207,10 @@ _TROUBLES: dict[Trouble, collections.abc.Callable[[World], None]] = {
   Trouble.START_WITH_FEW_DESCRIPTORS: _start_with_few_descriptors,
   Trouble.START_WITH_OTHER_CLOCK: _start_with_other_clock,
   Trouble.START_TWO_DAEMONS: _start_two_daemons,
+  Trouble.START_ANOTHER_DAEMON: _start_another_daemon,
+  Trouble.DELETE_PIDFILE: lambda world: world.daemons.delete_pidfile(),
+  Trouble.STRANGER_COMES: lambda world: world.let_stranger_in(),
+  Trouble.STRANGER_GOES: lambda world: world.let_stranger_go(),
   Trouble.AWAIT_DAEMON: lambda world: world.daemons.await_watching(),
   Trouble.STOP_DAEMON: lambda world: world.daemons.stop(),
   Trouble.CONTINUE_DAEMON: lambda world: world.daemons.carry_on(),

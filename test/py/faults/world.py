@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import collections
 import collections.abc
-import contextlib
 import dataclasses
-import os
 import pathlib
 import time
 import typing
@@ -17,13 +15,11 @@ import typing
 from ganeti.kvmd import ctrldir
 from guests import lifetime
 
-from faults import checks, oracle, troubles
+from faults import births, checks, oracle, troubles
 from faults.daemons import Daemons
-from faults.fake_qemu import FakeQemu
 from faults.node import Hypervisor
 from faults.oracle import Life
 from faults.place import Place
-from faults.real_qemu import RealQemu
 from faults.steps import (
   DOWN,
   FINAL,
@@ -38,6 +34,7 @@ from faults.steps import (
   Start,
   Step,
 )
+from faults.stranger import Stranger
 from faults.tally import Tally
 
 #: Ganeti says first that it is about to do that.
@@ -46,14 +43,12 @@ _ANNOUNCED = frozenset({Deed.GANETI_STOPS, Deed.GANETI_KILLS, Deed.GOES_FIRST})
 #: And it cleans up after that.
 _CLEANED_UP = frozenset({Deed.GANETI_STOPS, Deed.GANETI_KILLS})
 
-Guest = typing.Union[FakeQemu, RealQemu]
-
 
 @dataclasses.dataclass
 class Slot:
   """A guest and its life."""
 
-  guest: Guest
+  guest: births.Guest
   life: Life
   plan: Start
   lies: bool = False
@@ -73,9 +68,12 @@ class World:
   @ivar slots: the present guests, by their numbers
   @ivar lives: all lives, by the names of the guests, in order
   @ivar tally: what was played so far
+  @ivar stranger: another user of the node, while one does something
   @ivar markers: how many guests were there for checks only
   @ivar troubled_at: when the daemon was last kept from its work, by the
     daemons' clock
+  @ivar is_exchanged: whether the directory was another one since the last
+    check
   @ivar replaced_at: when another directory took the place, by the daemons'
     clock; None if none has
 
@@ -92,6 +90,7 @@ class World:
 
     """
     self._schedule = schedule
+    self._scratch = scratch
     self.place = Place(scratch, in_memory=schedule.in_memory)
     self.hypervisor = Hypervisor(self.place.path)
     self.daemons = Daemons(
@@ -103,9 +102,21 @@ class World:
     self.slots: dict[int, Slot] = {}
     self.lives: dict[str, list[Life]] = collections.defaultdict(list)
     self.tally = Tally(schedules=1)
+    self.stranger: typing.Optional[Stranger] = None
     self.markers = 0
     self.troubled_at = 0.0
+    self.is_exchanged = False
     self.replaced_at: typing.Optional[float] = None
+
+  def let_stranger_in(self) -> None:
+    """Let another user of the node lock all that he can open."""
+    if self.stranger is None:
+      self.stranger = Stranger(self._scratch, self.place.path)
+
+  def let_stranger_go(self) -> None:
+    if self.stranger is not None:
+      self.stranger.close()
+      self.stranger = None
 
   @property
   def rescan_interval(self) -> float:
@@ -118,6 +129,8 @@ class World:
   def __exit__(self, *_: object) -> None:
     for slot in self.slots.values():
       slot.guest.close()
+    if self.stranger is not None:
+      self.stranger.close()
     self.daemons.close()
     self.place.close()
 
@@ -147,6 +160,7 @@ class World:
     elif isinstance(step, Check):
       troubles.end_all(self)
       checks.check(self)
+      self.is_exchanged = False
 
   # --- Time passes ---
 
@@ -191,70 +205,13 @@ class World:
   # --- Guests ---
 
   def _start(self, plan: Start) -> None:
-    if not self.place.is_in_place or not self._make_way(plan.guest):
-      return
-    name = f"guest{plan.guest}"
-    self.daemons.read_log()
-    # By wrong dates nobody can know which is the later life.
-    is_stock = plan.stock and not any(life.shift for life in self.lives[name])
-    if is_stock:
-      self.hypervisor.prepare_stock_start(name)
-    else:
-      self.hypervisor.prepare_start(name)
-    life = Life(
-      name,
-      plan.source,
-      len(self.daemons.attachments[name]),
-      len(self.daemons.followings[name]),
-      shift=plan.shift,
-      is_clear=self._is_clear(name),
-    )
-    if self.lives[name]:
-      self.lives[name][-1].give_way()
-    self.lives[name].append(life)
-    wants_journal = plan.source is Source.JOURNAL and not is_stock
-    guest: Guest
-    if plan.engine is Engine.QEMU:
-      self.tally.real_lives += 1
-      guest, keeps_journal = self._start_qemu(name, plan, wants_journal)
-    else:
-      keeps_journal = wants_journal and self.hypervisor.prepare_journal(name)
-      if keeps_journal:
-        self._shift(name, plan.shift)
-      guest = FakeQemu(self.place.path, name, plan, journal=keeps_journal)
-    if keeps_journal:
-      self.tally.journal_lives += 1
-    else:
-      self.tally.socket_lives += 1
-      life.source = Source.SOCKET
-    life.process = guest.process
-    self.slots[plan.guest] = Slot(guest, life, plan)
+    if self.place.is_in_place and self._make_way(plan.guest):
+      guest, life = births.start(self, plan)
+      self.slots[plan.guest] = Slot(guest, life, plan)
 
-  def _is_clear(self, name: str) -> bool:
-    """Tells whether the daemon has taken note of all journals of a name."""
-    if not self.daemons.runs or not self.lives[name]:
-      return True
-    last = self.lives[name][-1]
-    if last.is_settled or not last.is_clear:
-      return last.is_settled
-    return last.source is Source.SOCKET or self._is_followed(last)
-
-  def _is_followed(self, life: Life) -> bool:
+  def is_followed(self, life: Life) -> bool:
+    """Tell whether the present daemon follows a guest by its journal."""
     return self.daemons.is_following(life.name, life.followings_before)
-
-  def _start_qemu(
-    self, name: str, plan: Start, wants_journal: bool
-  ) -> tuple[Guest, bool]:
-    if wants_journal:
-      with contextlib.suppress(OSError):
-        return RealQemu(self.place.path, name, plan, journal=True), True
-    return RealQemu(self.place.path, name, plan, journal=False), False
-
-  def _shift(self, name: str, seconds: int) -> None:
-    path = self.place.file(name, ctrldir.JOURNAL_DIGEST)
-    if seconds:
-      date = path.stat().st_mtime_ns + seconds * 10**9
-      os.utime(path, ns=(date, date))
 
   def _make_way(self, number: int) -> bool:
     """Sees to it that the guest that had a place is gone."""
@@ -323,7 +280,7 @@ class World:
     slot.guest.serve()
     self._take_note(slot)
     if life.source is Source.JOURNAL and life.is_clear:
-      life.is_met = self._is_followed(life)
+      life.is_met = self.is_followed(life)
     return self.is_attached(slot)
 
   def _is_exit_due(self, slot: Slot, deed: Deed) -> bool:
