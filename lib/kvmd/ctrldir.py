@@ -407,7 +407,8 @@ class ControlDirectory:
       os.path.join(_PROCESS_NUMBERS, instance),
     ):
       found = self._find(name)
-      if found is not None and found.st_mtime_ns > max(started, last):
+      # The kernel's dates are the same for some milliseconds.
+      if found is not None and started < found.st_mtime_ns >= last:
         return True
     return False
 
@@ -434,8 +435,9 @@ class ControlDirectory:
 
     """
     found = self._find(instance + mark.value)
+    # It may be made in the moment in which its QEMU was started.
     return found is not None and not self.is_outdated(
-      instance, found.st_mtime_ns - 1, found.st_ctime_ns
+      instance, found.st_mtime_ns - 1, found.st_ctime_ns + 1
     )
 
   def look(self, mark: Mark, instance: str, life: Life) -> Optional[Found]:

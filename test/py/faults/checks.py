@@ -9,7 +9,7 @@ import collections
 import collections.abc
 import typing
 
-from ganeti.kvmd import ctrldir
+from ganeti.kvmd import ctrldir, journal_files
 
 from faults import oracle
 from faults.fake_qemu import FakeQemu
@@ -23,7 +23,7 @@ if typing.TYPE_CHECKING:
 PATIENCE = 20.0
 
 #: A journal that occupies as many bytes is made shorter.
-_LONG_JOURNAL = 64 * 1024
+_LONG_JOURNAL = 2 * journal_files.RESERVED + 8 * 1024
 
 #: What must not be in the log
 _FAULTS = ("a fault of the daemon", "Traceback")

@@ -187,18 +187,24 @@ class Life:
     return self.source is Source.JOURNAL or not self.is_unheard
 
   @property
+  def may_pass_for_user(self) -> bool:
+    """Whether nobody could hear what makes its end another's."""
+    return self.is_ambiguous and self.source is Source.SOCKET
+
+  @property
   def expected_file(self) -> typing.Optional[bool]:
     """Whether the shutdown file is to be there; None if it may be."""
     if self.right is not Right.USER:
-      may_be = self.is_ambiguous and self.source is Source.SOCKET
-      return None if may_be else False
+      return None if self.may_pass_for_user else False
     return True if self.must_be_right else None
 
   @property
   def is_nobodys_doing(self) -> bool:
     """Whether at no time anybody could take its end for its user's."""
-    return self.has_begun and not any(
-      _RIGHT.get(deed) is Right.USER for deed in self.deeds
+    return (
+      self.has_begun
+      and not self.may_pass_for_user
+      and not any(_RIGHT.get(deed) is Right.USER for deed in self.deeds)
     )
 
   @property
