@@ -384,22 +384,35 @@ class ControlDirectory:
       return None
     return Life(events.st_ino, digest.st_mtime_ns)
 
-  def is_outdated(self, instance: str, born: int, last: int) -> bool:
-    """Tells whether a younger life of an instance is known of.
+  def is_journal_outdated(self, instance: str, last: int) -> bool:
+    """Tells whether a life is known of that is younger than a journal.
 
-    What says something of an earlier life must not speak of a later one. Who
-    starts that one may know nothing of us: then no more than its sockets and
-    Ganeti's file with its process number tell of it. What a life made itself
-    was there when its QEMU first read what its journal was begun with: that
-    holds however the clock was set since then.
+    What a QEMU makes at its start was there when it read the commands of its
+    journal: that holds however the clock was set since then.
 
-    @param born: when the life in question began, in nanoseconds since the epoch
-    @param last: when the last was written that is known of it, likewise
+    @param last: when the journal was written to last, in nanoseconds since the
+      epoch
     @raise OSError: if that cannot be found out
 
     """
     commands = self._find(instance + JOURNAL_COMMANDS)
-    started = max(born, 0 if commands is None else commands.st_atime_ns)
+    # Without them it is just being removed.
+    return commands is not None and self._is_outdated(
+      instance, commands.st_atime_ns, last
+    )
+
+  def _is_outdated(self, instance: str, started: int, last: int) -> bool:
+    """Tells whether a younger life of an instance is known of.
+
+    What says something of an earlier life must not speak of a later one. Who
+    starts that one may know nothing of us: then no more than its sockets and
+    Ganeti's file with its process number tell of it.
+
+    @param started: when the life in question had made all that it made at its
+      start, in nanoseconds since the epoch
+    @param last: when the last was written that is known of it, likewise
+
+    """
     for name in (
       instance + self._suffix,
       instance + MONITOR_SUFFIX,
@@ -428,6 +441,24 @@ class ControlDirectory:
     """
     return self._find(instance + JOURNAL_EVENTS) is not None
 
+  def journal_tells_of(self, instance: str, life: Life) -> bool:
+    """Tells whether an instance's journal is that of a life.
+
+    QEMU makes its monitor before it opens its journal. So the present one, if
+    there is one, is of the same QEMU; else the dates have to tell.
+
+    @param life: as it is told from others by its monitor
+    @raise OSError: if that cannot be found out
+
+    """
+    journaled = self.journaled_life(instance)
+    if journaled is None or not self.has_journal(instance):
+      return False
+    monitor = self._find(instance + self._suffix)
+    if monitor is not None:
+      return _life(monitor) == life
+    return journaled.born < life.born
+
   def is_marked(self, mark: Mark, instance: str) -> bool:
     """Tells whether an instance is marked, and nothing younger is known of it.
 
@@ -436,7 +467,7 @@ class ControlDirectory:
     """
     found = self._find(instance + mark.value)
     # It may be made in the moment in which its QEMU was started.
-    return found is not None and not self.is_outdated(
+    return found is not None and not self._is_outdated(
       instance, found.st_mtime_ns - 1, found.st_ctime_ns + 1
     )
 

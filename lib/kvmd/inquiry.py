@@ -69,7 +69,7 @@ def is_user_shutdown(
   """
   try:
     with journal_files.opened(directory, name) as files:
-      if directory.is_outdated(name, files.life.born, files.written_at):
+      if directory.is_journal_outdated(name, files.written_at):
         return None
       with budget.use() as seconds:
         reading = journal.Reading(files, rule)

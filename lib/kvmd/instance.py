@@ -319,7 +319,7 @@ class Instance:
     @return: False if that is to be found in a journal
 
     """
-    if directory is not None and self._has_journal(directory):
+    if directory is not None and self._is_journaled(directory):
       return False
     self._lifecycle.announced = lifecycle.UNHEARD
     if directory is not None and self.life is not None:
@@ -328,15 +328,11 @@ class Instance:
       self._lifecycle.announced = lifecycle.REMEMBERED
     return True
 
-  def _has_journal(self, directory: ControlDirectory) -> bool:
-    """Tells whether there is a journal of the life, or of one before."""
+  def _is_journaled(self, directory: ControlDirectory) -> bool:
+    """Tells whether there is a journal of the life."""
     try:
-      journaled = directory.journaled_life(self.name)
-      return (
-        journaled is not None
-        and self.life is not None
-        and journaled.born < self.life.born
-        and directory.has_journal(self.name)
+      return self.life is not None and directory.journal_tells_of(
+        self.name, self.life
       )
     except OSError:
       return False

@@ -152,14 +152,14 @@ class _Record:
 class Listeners(NamedTuple):
   """Who is told what becomes of an instance's journal, by the instance's name.
 
-  @ivar served: that its QEMU keeps one, and the life that it tells of
-  @ivar judged: the same, before the verdict on that life is given
+  @ivar served: that its QEMU keeps one
+  @ivar judged: that a verdict is about to be given to which it led
   @ivar absent: that no QEMU came to write one after all, or it is of no use
 
   """
 
-  served: Callable[[str, Life], None]
-  judged: Callable[[str, Life], None]
+  served: Callable[[str], None]
+  judged: Callable[[str], None]
   absent: Callable[[str], None]
 
 
@@ -411,7 +411,7 @@ class Journals:
       record.covered = files.read_digest().position
       record.extent, record.looked = files.extent(), time.monotonic()
       record.instance.log("its QEMU keeps a journal, and is not connected to")
-      self._listeners.served(name, files.life)
+      self._listeners.served(name)
     if not record.instance.process:
       record.instance.process = monitor.find_process(self.directory, name)
       self._processes.begin(record.instance.process, name)
@@ -579,10 +579,10 @@ class Journals:
     assert record.life is not None
     record.reading = None
     self._part_with(name, record)
-    if self.directory.is_outdated(name, record.life.born, found.written_at):
+    if self.directory.is_journal_outdated(name, found.written_at):
       self._pass_over(name, record, found)
       return
-    self._listeners.judged(name, record.life)
+    self._listeners.judged(name)
     record.state = State.JUDGED
     # A process that was killed says nothing at its end, which was later then.
     is_announced = found.lifecycle.announced is not None
@@ -602,7 +602,7 @@ class Journals:
     assert record.life is not None
     record.instance.log_verdict(
       found.lifecycle.outcome,
-      (found.written_at - record.life.born) / 1e9,
+      max(0, found.written_at - record.life.born) / 1e9,
       "; that was an earlier life, and is not marked: it has been started since"
       " without a journal",
     )

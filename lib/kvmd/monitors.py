@@ -10,7 +10,7 @@ import resource
 import select
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ganeti.kvmd import instance, monitor
 
@@ -36,11 +36,26 @@ _LAST_READS = 64
 #: Seconds that a monitor may be silent before the log says that we wait.
 _PATIENCE = 3.0
 
+#: Seconds that a QEMU may listen on when it has closed its journal.
+_LINGERING = 1.0
+
 #: Seconds after which it is tried again to write or remove marks.
 _SETTLING_INTERVAL = 1.0
 
 #: Descriptors that are kept from monitors, for files, the log and so on.
 _RESERVED = 24
+
+
+class _Judged(NamedTuple):
+  """A life that was over by what its journal told.
+
+  @ivar life: as it is told from others by the monitor
+  @ivar deadline: when its QEMU has gone for certain, by the monotonic clock
+
+  """
+
+  life: Life
+  deadline: float
 
 
 class Monitors:
@@ -85,9 +100,7 @@ class Monitors:
     # Instances that could not be marked as they are to be.
     self._unsettled: set[str] = set()
     self._next_settling = 0.0
-    # The lives that journals have told the end of, as their monitors tell them
-    # from others.
-    self._judged: dict[str, Life] = {}
+    self._judged: dict[str, _Judged] = {}
 
   def close(self) -> None:
     """Lets go of all connections, without a verdict on anybody."""
@@ -127,8 +140,10 @@ class Monitors:
 
     """
     found = set(names)
-    for name in self._judged.keys() - found:
-      del self._judged[name]
+    now = time.monotonic()
+    for name, judged in list(self._judged.items()):
+      if judged.deadline <= now:
+        del self._judged[name]
     self._crowded.clear()
     for name in found:
       is_new = name not in self._by_name
@@ -145,27 +160,23 @@ class Monitors:
       else:
         self._guard(self._look_after, name)
 
-  def give_way(self, name: str, journaled: Life, *, is_over: bool) -> None:
+  def give_way(self, name: str, *, is_over: bool) -> None:
     """Follows an instance no longer, as its journal is there.
 
-    Where the journal was begun after the monitor was made, that was another
-    life. The verdict on it is given now: later it would undo what is found out
-    about the next one.
+    If that tells of another life than the one that was followed, the verdict on
+    that is given now: later it would undo what is found out about the other.
 
     @param name: the instance's
-    @param journaled: the life that the journal tells of
-    @param is_over: whether that life is over
+    @param is_over: whether the life is over that the journal tells of
 
     """
-    follower = self._by_name.get(name)
-    if follower is not None:
-      life = follower.instance.life
-      if life is not None and life.born < journaled.born:
-        self._guard(self._take_leave, name)
+    if name in self._by_name:
+      self._guard(self._take_leave, name)
       self.drop(name)
     if is_over and self.directory is not None:
-      # Its QEMU may take a moment to go, and listen till then.
-      self._judged[name] = self.directory.life(name)
+      self._judged[name] = _Judged(
+        self.directory.life(name), time.monotonic() + _LINGERING
+      )
 
   def drop(self, name: str) -> None:
     """Follows an instance no longer."""
@@ -202,8 +213,6 @@ class Monitors:
 
   def _take_up(self, name: str) -> None:
     """Follows an instance that has a monitor, or has a new one."""
-    if self._is_judged(name):
-      return
     follower = self._by_name.get(name)
     if follower is None:
       follower = monitor.Monitor(
@@ -218,17 +227,25 @@ class Monitors:
       follower.attempts = 0
     self._connect(follower)
 
-  def _is_judged(self, name: str) -> bool:
+  def _lingers(self, name: str) -> bool:
+    """Tells whether a monitor may be there only for a moment longer."""
+    judged = self._judged.get(name)
     return (
-      name in self._judged
+      judged is not None
+      and judged.deadline > time.monotonic()
       and self.directory is not None
-      and self.directory.life(name) == self._judged[name]
+      and self.directory.life(name) == judged.life
     )
 
   def _take_leave(self, name: str) -> None:
-    """Gives the verdict on an instance if its life is over."""
+    """Gives the verdict on an instance if its journal is another life's."""
     follower = self._by_name[name]
-    if self.directory is None:
+    life = follower.instance.life
+    if (
+      self.directory is None
+      or life is None
+      or self.directory.journal_tells_of(name, life)
+    ):
       return
     if follower.state is not monitor.State.APART:
       if follower.is_meant(self.directory) and not follower.has_hung_up():
@@ -250,6 +267,9 @@ class Monitors:
     name = follower.instance.name
     if follower.instance.life is None and not self._has_room:
       self._crowded.add(name)
+      return
+    if self._lingers(name):
+      self._schedule(follower, _LINGERING)
       return
     process = follower.instance.process
     attempt = follower.connect(self.directory)

@@ -14,6 +14,7 @@ with what was done to the guest.
 - L{troubles}: what befalls the daemon and the node meanwhile
 - L{place}: the control directory, and what becomes of it
 - L{fake_qemu}, L{real_qemu}: the guests
+- L{flood}: what a hostile one writes
 - L{daemons}: the daemon, killed and started over and over
 - L{disk}: a disk that can be filled up
 - L{node}: what Ganeti's hypervisor does and sees

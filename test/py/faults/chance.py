@@ -115,6 +115,9 @@ _LIVING = {
   Deed.CHATTER: 1.0,
 }
 
+#: How likely a guest is to be so, whenever it does something
+_HOSTILITY = 0.03
+
 #: How much a talkative QEMU says, in kilobytes
 _LENGTHS = (4, 20, 40, 60, 68)
 
@@ -213,14 +216,25 @@ class _Generator:
         self._lying.add(slot)
         self._do(slot, Deed.LIE_DOWN)
     elif slot not in self._lying:
-      self._do(slot, self._pick(_LIVING))
+      is_hostile = self._is_hostile(slot)
+      self._do(slot, Deed.FLOOD if is_hostile else self._pick(_LIVING))
 
   def _do(self, slot: int, deed: Deed) -> None:
     delay = int(self._random.expovariate(1 / 8))
     kilobytes = self._random.choice(_LENGTHS) if deed is Deed.CHATTER else 0
     self.steps.append(Do(slot, deed, delay, kilobytes))
 
+  def _is_hostile(self, slot: int) -> bool:
+    """Tells whether it is a guest that may be hostile, and is."""
+    start = self._running[slot]
+    is_able = start.engine is Engine.FAKE and start.source is Source.JOURNAL
+    return is_able and self._random.random() < _HOSTILITY
+
   def _end(self, slot: int) -> None:
+    if slot not in self._lying and self._is_hostile(slot):
+      self._do(slot, Deed.GARBAGE)
+      del self._running[slot]
+      return
     endings = dict(_ENDINGS)
     if self._running[slot].stays:
       endings = {

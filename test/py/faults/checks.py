@@ -11,7 +11,7 @@ import typing
 
 from ganeti.kvmd import ctrldir, journal_files
 
-from faults import oracle
+from faults import node, oracle
 from faults.fake_qemu import FakeQemu
 from faults.oracle import Life, Right
 from faults.steps import Deed, Source, Start
@@ -101,8 +101,17 @@ def _synchronise(world: World) -> None:
     marker.serve()
     return world.place.is_marked(name) and not world.place.has_journal(name)
 
-  if not world.wait_until(is_judged, PATIENCE):
-    raise WrongError("LOST: a guest that nothing happened to")
+  is_hostile_there = any(
+    life.is_hostile and not life.is_settled
+    for lives in world.lives.values()
+    for life in lives
+  )
+  patience = node.PATIENCE if is_hostile_there else PATIENCE
+  if not world.wait_until(is_judged, patience):
+    raise WrongError(
+      f"LOST, or not judged within {patience} s: a guest that nothing happened"
+      " to"
+    )
   world.hypervisor.clean_up(name)
 
 
@@ -175,7 +184,9 @@ def _complaints_of_living(
   if not _is_followed(world, slot):
     yield f"not attached to: {life}"
   # Who looks at everything only now and then makes it short only then.
-  is_kept_short = world.rescan_interval < PATIENCE and not life.is_robbed
+  is_kept_short = world.rescan_interval < PATIENCE and not (
+    life.is_robbed or life.is_hostile
+  )
   if is_kept_short and world.place.journal_size(life.name) >= _LONG_JOURNAL:
     yield f"its journal is long: {life}"
 

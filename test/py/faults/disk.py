@@ -17,7 +17,7 @@ import errno
 import os
 import pathlib
 
-_OPTIONS = b"size=16m,nr_inodes=800,mode=755"
+_OPTIONS = b"size=48m,nr_inodes=800,mode=755"
 # linux/sched.h, linux/mount.h
 _NEW_MOUNTS = 0x00020000
 _RECURSIVELY_PRIVATE = 0x4000 | 0x40000

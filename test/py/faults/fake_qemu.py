@@ -21,6 +21,7 @@ import fake_monitor
 from fake_monitor import FakeMonitor
 from ganeti.kvmd import ctrldir
 
+from faults.flood import GARBAGE, Flood
 from faults.steps import Deed, Start
 
 _POWERDOWN = ("POWERDOWN", None)
@@ -44,6 +45,8 @@ _EVENTS: dict[Deed, list[tuple[str, typing.Any]]] = {
   Deed.RISE: [_RESET, ("RESUME", None)],
   Deed.CHATTER: [],
   Deed.KILL: [],
+  Deed.FLOOD: [],
+  Deed.GARBAGE: [],
   Deed.GANETI_KILLS: [],
   **{deed: [("SHUTDOWN", data)] for deed, data in _SHUTDOWN.items()},
 }
@@ -163,6 +166,7 @@ class FakeQemu:
     self._cuts = collections.deque(plan.cuts)
     self._status = "running"
     self._journal: typing.Optional[int] = None
+    self._flood: typing.Optional[Flood] = None
     self._greets_at = 0.0
     # What is still to be done, in order, and when
     self._agenda: collections.deque[
@@ -206,6 +210,8 @@ class FakeQemu:
       # To the end of a page, where there is no more room by chance.
       end = (self.written + kilobytes * 1024) // _PAGE * _PAGE
       self._write(_CHATTER * ((end - self.written) // len(_CHATTER)))
+    if deed is Deed.FLOOD and self._journal is not None and not self._flood:
+      self._flood = Flood(self._journal)
     self._say(deed)
     if deed is Deed.LIE_DOWN:
       self._status = "shutdown"
@@ -215,9 +221,15 @@ class FakeQemu:
   def end(self, deed: Deed, delay: int) -> None:
     """Let it end.
 
+    Who was killed may have a child that goes on writing.
+
     @param delay: in milliseconds
 
     """
+    if deed is not Deed.KILL:
+      self.end_flood()
+    if deed is Deed.GARBAGE:
+      self._write(GARBAGE)
     if deed in (Deed.KILL, Deed.GANETI_KILLS):
       self._die()
       return
@@ -242,6 +254,12 @@ class FakeQemu:
     if connection is not None and connection.is_open:
       cut = self._cuts.popleft() if self._cuts else 0
       self._clients.append(_Client(connection, self._plan.piece, cut))
+
+  def end_flood(self) -> None:
+    """End what may still write into its journal."""
+    if self._flood is not None:
+      self._flood.close()
+      self._flood = None
 
   def close(self) -> None:
     """End it if it has not ended yet."""

@@ -8,10 +8,19 @@ from __future__ import annotations
 import collections.abc
 import contextlib
 import pathlib
+import signal
 import time
 from unittest import mock
 
 from ganeti.hypervisor.hv_kvm import stock, user_shutdown
+
+#: No instance may keep others waiting for so long, in seconds, nor Ganeti:
+#: far more than they should take, for the sake of busy machines.
+PATIENCE = 5.0
+
+
+class TooLongError(Exception):
+  """Ganeti was kept waiting."""
 
 
 class Hypervisor:
@@ -75,5 +84,26 @@ class Hypervisor:
     self._code._ClearMarks(name)
 
   def is_user_down(self, name: str) -> bool:
-    """Tell what Ganeti thinks of an instance that is down."""
-    return bool(self._code._IsUserShutdown(name))
+    """Tell what Ganeti thinks of an instance that is down.
+
+    @raise TooLongError: if it thinks for too long
+
+    """
+    with _limited():
+      return bool(self._code._IsUserShutdown(name))
+
+
+@contextlib.contextmanager
+def _limited() -> collections.abc.Iterator[None]:
+  """Lets something that may have no end take no longer than it may."""
+
+  def give_up(*_: object) -> None:
+    raise TooLongError(f"Ganeti was kept waiting for {PATIENCE} s")
+
+  before = signal.signal(signal.SIGALRM, give_up)
+  signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+  try:
+    yield
+  finally:
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)

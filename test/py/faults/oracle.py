@@ -5,7 +5,7 @@
 
 With a journal nothing may be: the verdict has to be right, and there, whatever
 befell the daemon. Only what befell the journal itself counts: it was removed
-with its directory, say.
+with its directory, say. And who is hostile loses his own verdict.
 
 Without one the daemon has to be there to hear. What it may have missed, it may
 not know; but nobody else's shutdown may ever pass for the user's. And that
@@ -20,7 +20,7 @@ import enum
 import math
 import typing
 
-from faults.steps import Deed, Source
+from faults.steps import HOSTILE, Deed, Source
 
 
 class Right(enum.Enum):
@@ -180,9 +180,13 @@ class Life:
       self.is_ambiguous = True
 
   @property
+  def is_hostile(self) -> bool:
+    return not HOSTILE.isdisjoint(self.deeds)
+
+  @property
   def must_be_right(self) -> bool:
     """Whether nothing excuses it if its verdict is not there."""
-    if self.is_robbed or not self.has_begun:
+    if self.is_robbed or self.is_hostile or not self.has_begun:
       return False
     return self.source is Source.JOURNAL or not self.is_unheard
 
@@ -214,10 +218,14 @@ class Life:
       return False
     if self.source is Source.JOURNAL and self.is_cleaned_up:
       return self.is_met
+    if self.is_hostile:
+      return True
     return self.must_be_right or self.is_met
 
   def allows(self, verdict: str) -> bool:
     """Tell whether a verdict may be logged."""
+    if self.is_hostile:
+      return verdict != Right.USER.value or self.right is Right.USER
     if self.right is None:
       return True
     if verdict == self.right.value:

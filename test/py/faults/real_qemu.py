@@ -115,6 +115,9 @@ class RealQemu:
   def serve(self) -> None:
     """Do nothing: it goes on by itself."""
 
+  def end_flood(self) -> None:
+    """Do nothing: it is never hostile."""
+
   def close(self) -> None:
     """End it if it has not ended yet."""
     self._machine.close()

@@ -53,6 +53,9 @@ class Deed(enum.Enum):
   QUIT = "QMP quit"
   KILL = "SIGKILL"
   PANIC = "guest panics"
+  #: Of a fake one with a journal, from here on
+  FLOOD = "hostile QEMU writes its journal without end"
+  GARBAGE = "hostile QEMU ends with garbage in its journal"
   #: Under -no-shutdown: QEMU stays, and the guest can be started again.
   LIE_DOWN = "user powers off, QEMU stays"
   RISE = "administrator resets and resumes"
@@ -70,7 +73,16 @@ DOWN = frozenset(
 )
 
 #: These end the process.
-FINAL = DOWN | {Deed.GANETI_KILLS, Deed.TERMINATE, Deed.QUIT, Deed.KILL}
+FINAL = DOWN | {
+  Deed.GANETI_KILLS,
+  Deed.TERMINATE,
+  Deed.QUIT,
+  Deed.KILL,
+  Deed.GARBAGE,
+}
+
+#: Who does that is hostile.
+HOSTILE = frozenset({Deed.FLOOD, Deed.GARBAGE})
 
 
 class Trouble(enum.Enum):

@@ -27,6 +27,7 @@ def end_all(world: World) -> None:
   for slot in world.slots.values():
     if slot.is_ending:
       world.await_end(slot)
+      slot.guest.end_flood()
   _return_directory(world)
   world.place.ballast.free()
   world.daemons.give_descriptors()

@@ -23,6 +23,7 @@ from faults.place import Place
 from faults.steps import (
   DOWN,
   FINAL,
+  HOSTILE,
   Check,
   Deed,
   Do,
@@ -129,6 +130,7 @@ class World:
   def __exit__(self, *_: object) -> None:
     for slot in self.slots.values():
       slot.guest.close()
+      slot.guest.end_flood()
     if self.stranger is not None:
       self.stranger.close()
     self.daemons.close()
@@ -222,6 +224,7 @@ class World:
       if not slot.is_ending:
         return False
       self.await_end(slot)
+    slot.guest.end_flood()
     del self.slots[number]
     return True
 
@@ -237,6 +240,10 @@ class World:
     if slot.plan.stays and not _may_stay(slot, deed):
       return
     if not slot.plan.stays and deed in (Deed.LIE_DOWN, Deed.RISE):
+      return
+    if deed in HOSTILE and (
+      life.source is Source.SOCKET or slot.plan.engine is Engine.QEMU
+    ):
       return
     if deed in (Deed.GOES_FIRST, Deed.GANETI_KILLS) and (
       not self.place.is_in_place

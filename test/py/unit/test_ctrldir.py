@@ -396,21 +396,21 @@ def test_younger_life_is_known_of(tmp_path, name):
   descriptor = os.open(tmp_path / "ctrl", os.O_RDONLY)
   control = ctrldir.ControlDirectory("ctrl", descriptor, ".mon")
   path = tmp_path / "ctrl" / name
-  assert not control.is_outdated("a", 0, 0)
+  commands = tmp_path / "ctrl" / ("a" + ctrldir.JOURNAL_COMMANDS)
+  commands.touch()
+  os.utime(commands, ns=(0, 0))
+  assert not control.is_journal_outdated("a", 0)
   path.touch()
   date = path.stat().st_mtime_ns
-  assert control.is_outdated("a", 0, date)
-  assert not control.is_outdated("a", 0, date + 1)
-  assert not control.is_outdated("b", 0, 0)
+  assert control.is_journal_outdated("a", date)
+  assert not control.is_journal_outdated("a", date + 1)
+  assert not control.is_journal_outdated("b", 0)
   # Its own, though the clock was set back since then.
-  commands = path.parent / ("a" + ctrldir.JOURNAL_COMMANDS)
-  if path.parent.name == "pid":
-    commands = tmp_path / "ctrl" / ("a" + ctrldir.JOURNAL_COMMANDS)
-  commands.touch()
   for read, own in (date, True), (date - 1, False):
     os.utime(commands, ns=(read, 0))
-    assert control.is_outdated("a", 0, date - 60 * SECOND) is not own
-  assert not control.is_outdated("a", date, date - 60 * SECOND)
+    assert control.is_journal_outdated("a", date - 60 * SECOND) is not own
+  commands.unlink()
+  assert not control.is_journal_outdated("a", 0)
   os.close(descriptor)
 
 

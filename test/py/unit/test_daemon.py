@@ -59,7 +59,7 @@ from hypothesis import strategies as st
 
 PATIENCE = 10.0
 VERDICT = re.compile(
-  r"instance (\S+): verdict ([a-z ]+) \((.*)\) after ([0-9.]+) s"
+  r"instance (\S+): verdict ([a-z ]+) \((.*)\) after ([0-9.]+) s(?:;.*)?"
 )
 ATTACHED = re.compile(r"instance (\S+): attached to QEMU (\S+), process (\d+)")
 
@@ -2128,15 +2128,22 @@ def test_real_process_is_killed(scene, monkeypatch):
 
 @pytest.mark.parametrize("leaves_socket", [True, False])
 @pytest.mark.parametrize("is_attached", [True, False])
-@pytest.mark.parametrize("ends", [True, False])
+@pytest.mark.parametrize(
+  ("ends", "clock"),
+  # Of two that are gone nothing but the date tells which was the first.
+  [(True, "right"), (False, "right"), (False, "wrong")],
+)
 def test_journal_comes_before_the_daemon_has_looked_at_the_life_before(
-  scene, leaves_socket, is_attached, ends
+  scene, leaves_socket, is_attached, ends, clock
 ):
   """The verdict on the one undoes nothing of that on the other."""
+  old = FakeMonitor(scene.ctrl_dir, "web1")
+  if clock == "wrong":
+    tomorrow = time.time() + 86400
+    os.utime(old.path, (tomorrow, tomorrow))
   if is_attached:
-    old = scene.attach("web1").monitor
+    scene.serve(old)
   else:
-    old = FakeMonitor(scene.ctrl_dir, "web1")
     scene.accept(old)
   if leaves_socket:
     old.die()
@@ -2182,8 +2189,9 @@ def test_journal_of_the_same_life_comes_late(scene, monkeypatch):
   assert scene.verdicts("web1") == ["user"]
 
 
-def test_monitor_listens_on_when_the_journal_is_closed(scene):
+def test_monitor_listens_on_when_the_journal_is_closed(scene, monkeypatch):
   """As the process ends, the one is closed before the other."""
+  monkeypatch.setattr(monitors, "_LINGERING", 60.0)
   scene.start(rescan_interval=0.01)
   with begin_journal(scene.ctrl_dir, "web1") as file:
     monitor = FakeMonitor(scene.ctrl_dir, "web1")
@@ -2202,6 +2210,22 @@ def test_monitor_listens_on_when_the_journal_is_closed(scene):
   # Who takes the name next, without a journal, is another one.
   scene.attach("web1").quit()
   assert scene.verdict("web1", 2) == "killed or crashed"
+
+
+def test_monitor_of_another_life_than_the_journal(scene, monkeypatch):
+  """It was started by who knows nothing of journals."""
+  monkeypatch.setattr(monitors, "_LINGERING", 0.01)
+  scene.stop()
+  with begin_journal(scene.ctrl_dir, "web1"):
+    pass
+  monitor = FakeMonitor(scene.ctrl_dir, "web1")
+  scene.start()
+  assert scene.verdict("web1") == "killed or crashed"
+  qemu = scene.serve(monitor)
+  qemu.event("SHUTDOWN", USER)
+  qemu.quit()
+  assert scene.verdict("web1", 2) == "user"
+  assert scene.has_file("web1")
 
 
 def test_journal_cannot_be_read_for_some_time(scene, monkeypatch):

@@ -65,8 +65,8 @@ class Place:
     self.journals = journals.Journals(
       lifecycle.Rule.CAUSE,
       journals.Listeners(
-        served=lambda name, _: self.found.append(name),
-        judged=lambda name, _: None,
+        served=self.found.append,
+        judged=lambda _: None,
         absent=self.absent.append,
       ),
       processes=self.processes,
