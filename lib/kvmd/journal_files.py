@@ -78,6 +78,10 @@ _LOCK_PATIENCE = 1.0
 #: has this much and no more.
 RESERVED = 64 * 1024
 
+#: Most that is given back at a time of a journal that is of no use, in bytes:
+#: that takes a millisecond or two.
+_MAX_CUT = 16 * 1024 * 1024
+
 # linux/falloc.h
 _KEEP_SIZE = 1
 _PUNCH_HOLE = 2
@@ -323,7 +327,7 @@ class JournalFiles:
       _reserve(writable, os.fstat(writable).st_size)
 
   def cut(self) -> None:
-    """Gives back all that there is, read or not.
+    """Gives back some of what there is, read or not, but not all at once.
 
     The journal is of no use after that: what is missing reads as zeros.
 
@@ -331,7 +335,16 @@ class JournalFiles:
 
     """
     with self._writable() as writable:
-      _punch_hole(writable, 0, os.fstat(writable).st_size + _PAGE)
+      try:
+        begin = os.lseek(writable, 0, os.SEEK_DATA)
+      except OSError as err:
+        if err.errno != errno.ENXIO:
+          raise
+        # Whoever has it open may have reserved as much as there is, behind
+        # its end: a file that is cut there has no more of that.
+        os.ftruncate(writable, os.fstat(writable).st_size)
+      else:
+        _punch_hole(writable, begin // _PAGE * _PAGE, _MAX_CUT)
 
   def _replace_digest(self, read: digest.Digest) -> None:
     new = self._name + JOURNAL_NEW_DIGEST

@@ -526,10 +526,8 @@ class Journals:
     elapsed = now - record.looked
     record.extent, record.looked = extent, now
     if record.state is State.USELESS:
-      self._cut(name)
-      self._schedule(
-        name, _CUT_INTERVAL if grown > _OUTPACED else _SPACE_INTERVAL
-      )
+      delay = _CUT_INTERVAL if grown > _OUTPACED else _SPACE_INTERVAL
+      self._schedule(name, 0.0 if self._cut(name) else delay)
       return
     ahead = extent.allocated - (extent.size - record.covered)
     if extent.allocated > _LONG or extent.size - record.covered > _LONG:
@@ -559,13 +557,19 @@ class Journals:
       # What it does not need any more makes room.
       self._queue(name, self._records[name])
 
-  def _cut(self, name: str) -> None:
-    """Gives back what a journal takes that is of no use."""
+  def _cut(self, name: str) -> bool:
+    """Gives back some of what a journal takes that is of no use.
+
+    @return: whether there is more
+
+    """
     assert self.directory is not None
     with contextlib.suppress(journal_files.JournalError, OSError):
       with journal_files.opened(self.directory, name) as files:
         if files.extent().allocated > _LONG:
           files.cut()
+          return files.extent().allocated > _LONG
+    return False
 
   def _is_space_scarce(self) -> bool:
     if self.directory is None:
@@ -666,8 +670,7 @@ class Journals:
     record.instance.complain(
       "its journal is of no use: %s; listening to its monitor instead", err
     )
-    self._cut(name)
-    self._schedule(name, _SPACE_INTERVAL)
+    self._schedule(name, 0.0 if self._cut(name) else _SPACE_INTERVAL)
     self._listeners.absent(name)
 
   def _drop_useless(self, name: str, files: JournalFiles) -> None:

@@ -383,6 +383,40 @@ def test_who_fills_the_file_system_loses_its_journal(tmp_path, caplog):
   forked.run(check, forked.Place.OWN_MOUNTS)
 
 
+def test_long_one_is_cut_a_part_at_a_time(place, monkeypatch):
+  """To give back a gigabyte at once takes a tenth of a second."""
+  part = 16 * PAGE
+  monkeypatch.setattr(journal_files, "_MAX_CUT", part)
+  qemu = place.attach()
+  qemu.write(bytes(part * 5))
+  before = place.allocated()
+  place.rescan()
+  place.work()
+  cuts = 0
+  while place.allocated() > 2 * journal_files.RESERVED:
+    assert before - place.allocated() <= (cuts + 1) * part
+    place.turn()
+    cuts += 1
+  assert place.count("its journal is of no use") == 1
+  assert cuts >= 2
+
+
+def test_what_is_reserved_is_cut_as_well(place):
+  """Whoever has it open can do that, and it is in no byte of the file."""
+  qemu = place.attach()
+  os.posix_fallocate(qemu._descriptor, 0, 100)
+  qemu.write(b"garbage")
+  journal_files._fallocate(
+    qemu._descriptor, journal_files._KEEP_SIZE, 0, 1024 * 1024
+  )
+  place.rescan()
+  place.work()
+  for _ in range(5):
+    place.turn()
+  assert place.count("its journal is of no use") == 1
+  assert place.allocated() <= 2 * journal_files.RESERVED
+
+
 def test_journal_that_is_written_fast_is_looked_at_soon(place, monkeypatch):
   qemu = place.attach()
   place.rescan()
