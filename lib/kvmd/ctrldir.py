@@ -488,10 +488,11 @@ class ControlDirectory:
   def write(self, mark: Mark, instance: str, life: Life) -> bool:
     """Marks an instance.
 
-    The file is dated just after the birth of the life that it speaks of. So
-    it is never taken for one of another life, however late it is written and
-    however the clock was set meanwhile. If the instance lives anew already,
-    none is written; and if the hypervisor removes it at once, that counts.
+    The file is dated just after the birth of the life that it speaks of, or
+    just after all was made that belongs to its start. So it is never taken for
+    one of another life, however late it is written and however the clock was
+    set meanwhile. If the instance lives anew already, none is written; and if
+    the hypervisor removes it at once, that counts.
 
     @return: whether it was written
     @raise OSError: if the file cannot be written
@@ -502,7 +503,9 @@ class ControlDirectory:
     name = instance + mark.value
     try:
       self._create(name)
-      return self._date(name, life.born + 1)
+      commands = self._find(instance + JOURNAL_COMMANDS)
+      started = 0 if commands is None else commands.st_atime_ns
+      return self._date(name, max(life.born, started) + 1)
     except OSError as err:
       # Python says it of neither call.
       err.filename = name

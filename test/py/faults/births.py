@@ -6,10 +6,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import typing
-
-from ganeti.kvmd import ctrldir
 
 from faults.checks import WrongError
 from faults.fake_qemu import FakeQemu
@@ -91,11 +88,9 @@ def _start_qemu(
 def _start_fake(
   world: World, name: str, plan: Start, wants_journal: bool
 ) -> tuple[Guest, bool]:
-  keeps_journal = wants_journal and world.hypervisor.prepare_journal(name)
-  if keeps_journal and plan.shift:
-    path = world.place.file(name, ctrldir.JOURNAL_DIGEST)
-    date = path.stat().st_mtime_ns + plan.shift * 10**9
-    os.utime(path, ns=(date, date))
+  keeps_journal = wants_journal and world.hypervisor.prepare_journal(
+    name, plan.shift
+  )
   guest = FakeQemu(world.place.path, name, plan, journal=keeps_journal)
   return guest, keeps_journal
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import collections.abc
 import contextlib
+import os
 import pathlib
 import signal
 import time
 from unittest import mock
 
 from ganeti.hypervisor.hv_kvm import stock, user_shutdown
+from ganeti.kvmd import ctrldir
 
 #: No instance may keep others waiting for so long, in seconds, nor Ganeti:
 #: far more than they should take, for the sake of busy machines.
@@ -62,13 +64,14 @@ class Hypervisor:
     """Do what Ganeti's own code does before any start."""
     self._stock._ClearUserShutdown(name)
 
-  def prepare_journal(self, name: str) -> bool:
+  def prepare_journal(self, name: str, shift: int = 0) -> bool:
     """Make the files of a journal.
 
+    @param shift: seconds that the clock is wrong by
     @return: whether they could be made
 
     """
-    with self._counting_waits():
+    with self._counting_waits(), _wrong_clock(shift):
       return bool(self._code._PrepareJournal(name))
 
   def prepare_stop(self, name: str) -> None:
@@ -91,6 +94,31 @@ class Hypervisor:
     """
     with _limited():
       return bool(self._code._IsUserShutdown(name))
+
+
+@contextlib.contextmanager
+def _wrong_clock(shift: int) -> collections.abc.Iterator[None]:
+  """Lets a journal be begun at another date.
+
+  Who watches the directory looks at what it was begun with as soon as there is
+  something to write to.
+
+  """
+  make = os.open
+  date = time.time_ns() + shift * 10**9
+
+  def backdate_and_make(path: str, flags: int, *args: int, **at: int) -> int:
+    if flags & os.O_CREAT and path.endswith(ctrldir.JOURNAL_EVENTS):
+      name = path[: -len(ctrldir.JOURNAL_EVENTS)]
+      os.utime(name + ctrldir.JOURNAL_DIGEST, ns=(date, date), **at)
+    return make(path, flags, *args, **at)
+
+  with (
+    mock.patch("os.open", backdate_and_make)
+    if shift
+    else (contextlib.nullcontext())
+  ):
+    yield
 
 
 @contextlib.contextmanager

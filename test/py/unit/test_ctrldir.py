@@ -690,3 +690,29 @@ def test_lock_file_is_made_by_whoever_comes_first(ctrl_dir, control, other):
   control.unlock()
   other.release()
   assert (ctrl_dir / LOCK_FILE).stat().st_ino == before
+
+
+def test_mark_of_one_whose_socket_is_left(control, ctrl_dir):
+  """It was killed, and the clock was set back before; that is no later life."""
+  commands = ctrl_dir / ("a" + ctrldir.JOURNAL_COMMANDS)
+  commands.touch()
+  later = time.time_ns() + 86400 * SECOND
+  os.utime(commands, ns=(later + 5, later))
+  for ending, content in (
+    (ctrldir.JOURNAL_DIGEST, b""),
+    (
+      ctrldir.JOURNAL_EVENTS,
+      b"x",
+    ),
+  ):
+    (ctrl_dir / ("a" + ending)).write_bytes(content)
+  (ctrl_dir / "a.kvmd").touch()
+  os.utime(ctrl_dir / "a.kvmd", ns=(later + 3, later + 3))
+  life = Life((ctrl_dir / ("a" + ctrldir.JOURNAL_EVENTS)).stat().st_ino, later)
+  os.utime(ctrl_dir / ("a" + ctrldir.JOURNAL_DIGEST), ns=(later, later))
+  assert control.write(Mark.SHUTDOWN, "a", life)
+  assert control.look(Mark.SHUTDOWN, "a", life).is_current
+  assert control.is_marked(Mark.SHUTDOWN, "a")
+  # Of a later life it says nothing.
+  os.utime(ctrl_dir / "a.kvmd", ns=(later + 9, later + 9))
+  assert not control.is_marked(Mark.SHUTDOWN, "a")
