@@ -45,9 +45,10 @@ JOURNAL_NEW_DIGEST = JOURNAL_DIGEST + ".new"
 #: What the names of Ganeti's own monitors end in.
 _GANETI_MONITOR = ".qmp"
 
-#: Where Ganeti has the process numbers of its instances, seen from its control
-#: directory; with another directory nothing is there.
+#: Where Ganeti has the process numbers of its instances, and what it starts
+#: them with, seen from its control directory; with another nothing is there.
 _PROCESS_NUMBERS = os.path.join("..", "pid")
+_RUNTIMES = os.path.join("..", "conf")
 
 #: Says which rule the daemon judges by, and the same while it is written.
 RULE = ".ganeti-kvmd.rule"
@@ -406,7 +407,7 @@ class ControlDirectory:
 
     What says something of an earlier life must not speak of a later one. Who
     starts that one may know nothing of us: then no more than its sockets and
-    Ganeti's file with its process number tell of it.
+    Ganeti's files tell of it, of which the last stays when QEMU ends well.
 
     @param started: when the life in question had made all that it made at its
       start, in nanoseconds since the epoch
@@ -418,6 +419,7 @@ class ControlDirectory:
       instance + MONITOR_SUFFIX,
       instance + _GANETI_MONITOR,
       os.path.join(_PROCESS_NUMBERS, instance),
+      os.path.join(_RUNTIMES, instance + ".runtime"),
     ):
       found = self._find(name)
       # The kernel's dates are the same for some milliseconds.

@@ -607,8 +607,8 @@ class Journals:
     record.instance.log_verdict(
       found.lifecycle.outcome,
       max(0, found.written_at - record.life.born) / 1e9,
-      "; that was an earlier life, and is not marked: it has been started since"
-      " without a journal",
+      "; that is not marked, as it seems to have been started since without a"
+      " journal",
     )
     self._forget(name)
     with contextlib.suppress(OSError):

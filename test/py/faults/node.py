@@ -63,6 +63,11 @@ class Hypervisor:
   def prepare_stock_start(self, name: str) -> None:
     """Do what Ganeti's own code does before any start."""
     self._stock._ClearUserShutdown(name)
+    # It also saves what QEMU is started with.
+    runtimes = pathlib.Path(self._code._CTRL_DIR).parent / "conf"
+    with contextlib.suppress(OSError):
+      runtimes.mkdir(exist_ok=True)
+      (runtimes / f"{name}.runtime").write_bytes(b"")
 
   def prepare_journal(self, name: str, shift: int = 0) -> bool:
     """Make the files of a journal.

@@ -389,10 +389,13 @@ def test_since_when_an_instance_is_marked(control):
   assert before - 0.02 <= found.at <= time.time()
 
 
-@pytest.mark.parametrize("name", ["a.kvmd", "a.mon", "a.qmp", "../pid/a"])
+@pytest.mark.parametrize(
+  "name", ["a.kvmd", "a.mon", "a.qmp", "../pid/a", "../conf/a.runtime"]
+)
 def test_younger_life_is_known_of(tmp_path, name):
   (tmp_path / "ctrl").mkdir()
   (tmp_path / "pid").mkdir()
+  (tmp_path / "conf").mkdir()
   descriptor = os.open(tmp_path / "ctrl", os.O_RDONLY)
   control = ctrldir.ControlDirectory("ctrl", descriptor, ".mon")
   path = tmp_path / "ctrl" / name
