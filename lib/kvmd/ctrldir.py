@@ -209,6 +209,8 @@ class ControlDirectory:
     self.descriptor = descriptor
     self.kept_out: Optional[KeptOut] = None
     self._suffix = suffix
+    # What the names of all monitors end in, each once.
+    self._monitors = {suffix, MONITOR_SUFFIX, _GANETI_MONITOR}
     self._claim: Optional[lockfile.LockFile] = None
     # What is locked is the file of the claim, or else one for that moment.
     self._changed: Optional[lockfile.LockFile] = None
@@ -385,6 +387,16 @@ class ControlDirectory:
       return None
     return Life(events.st_ino, digest.st_mtime_ns)
 
+  def marked_at(self, mark: Mark, instance: str, life: Life) -> Optional[float]:
+    """Tells when a life of an instance was marked.
+
+    @return: in seconds since the epoch; None if it was not
+    @raise OSError: if that cannot be found out
+
+    """
+    found = self.look(mark, instance, life)
+    return found.at if found is not None and found.is_current else None
+
   def is_journal_outdated(self, instance: str, last: int) -> bool:
     """Tells whether a life is known of that is younger than a journal.
 
@@ -415,9 +427,7 @@ class ControlDirectory:
 
     """
     for name in (
-      instance + self._suffix,
-      instance + MONITOR_SUFFIX,
-      instance + _GANETI_MONITOR,
+      *(instance + each for each in self._monitors),
       os.path.join(_PROCESS_NUMBERS, instance),
       os.path.join(_RUNTIMES, instance + ".runtime"),
     ):
@@ -454,7 +464,7 @@ class ControlDirectory:
 
     """
     journaled = self.journaled_life(instance)
-    if journaled is None or not self.has_journal(instance):
+    if journaled is None:
       return False
     monitor = self._find(instance + self._suffix)
     if monitor is not None:

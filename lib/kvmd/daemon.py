@@ -280,7 +280,7 @@ class Daemon:
         continue
       acts += 1
       if file_name in changes.names:
-        self._journals.appear(name)
+        self._journals.look(name)
       else:
         self._journals.closed(name)
     for file_name in changes.names:

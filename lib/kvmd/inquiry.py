@@ -18,6 +18,7 @@ import time
 from typing import TYPE_CHECKING
 
 from ganeti.kvmd import journal, journal_files, lifecycle
+from ganeti.kvmd.ctrldir import Mark
 
 if TYPE_CHECKING:
   from collections.abc import Iterator
@@ -73,9 +74,8 @@ def is_user_shutdown(
         return None
       with budget.use() as seconds:
         reading = journal.Reading(files, rule)
-        reading.advance(
-          files, journal.marked_at(directory, name, files.life), seconds
-        )
+        marked = directory.marked_at(Mark.POWERDOWN, name, files.life)
+        reading.advance(files, marked, seconds)
       if reading.is_complete:
         return _verdict(reading.record(files))
       logging.warning(

@@ -366,12 +366,12 @@ class Instance:
     if self.life is None:
       return
     try:
-      found = directory.look(Mark.POWERDOWN, self.name, self.life)
+      marked = directory.marked_at(Mark.POWERDOWN, self.name, self.life)
     except OSError as err:
       self._complain_of_mark(err)
       return
-    if found is not None and found.is_current:
-      self._lifecycle.marked = found.at
+    if marked is not None:
+      self._lifecycle.marked = marked
       self._marked[Mark.POWERDOWN] = True
 
   def _complain_of_mark(self, err: OSError) -> None:

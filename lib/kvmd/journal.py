@@ -20,14 +20,12 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from ganeti.kvmd import lifecycle, qmp
-from ganeti.kvmd.ctrldir import Mark
 from ganeti.kvmd.digest import Digest, Essence
 from ganeti.kvmd.journal_files import JournalError
 
 if TYPE_CHECKING:
   from typing import Optional
 
-  from ganeti.kvmd.ctrldir import ControlDirectory, Life
   from ganeti.kvmd.journal_files import JournalFiles
 
 #: Bytes that are read at a time. What is between two looks at the clock takes
@@ -193,16 +191,3 @@ def _unknown(rule: lifecycle.Rule, why: str) -> lifecycle.Lifecycle:
   state = lifecycle.Lifecycle(rule)
   state.announced = lifecycle.Outcome(lifecycle.Verdict.UNKNOWN, why)
   return state
-
-
-def marked_at(
-  directory: ControlDirectory, name: str, life: Life
-) -> Optional[float]:
-  """Tells when the hypervisor marked a life as about to be stopped.
-
-  @return: in seconds since the epoch; None if it did not
-  @raise OSError: if that cannot be found out
-
-  """
-  found = directory.look(Mark.POWERDOWN, name, life)
-  return found.at if found is not None and found.is_current else None

@@ -253,8 +253,7 @@ class JournalFiles:
 
   def extent(self) -> Extent:
     """Tells how much there is of it."""
-    found = os.fstat(self._events)
-    return Extent(found.st_size, found.st_blocks * 512)
+    return _extent(os.fstat(self._events))
 
   def read(self, length: int, position: int) -> bytes:
     """Reads a part of the events.
@@ -393,6 +392,10 @@ def extent(directory: ControlDirectory, name: str) -> Optional[Extent]:
     )
   except FileNotFoundError:
     return None
+  return _extent(found)
+
+
+def _extent(found: os.stat_result) -> Extent:
   return Extent(found.st_size, found.st_blocks * 512)
 
 

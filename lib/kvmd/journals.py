@@ -35,6 +35,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from ganeti.kvmd import instance, journal, journal_files, lifecycle, monitor
+from ganeti.kvmd.ctrldir import Mark
 from ganeti.kvmd.processes import is_alive
 
 if TYPE_CHECKING:
@@ -220,12 +221,8 @@ class Journals:
     record = self._records.get(name)
     return record is not None and record.state in _FOLLOWED
 
-  def appear(self, name: str) -> None:
-    """Takes note that an instance has a new journal."""
-    self._guard(self._look, name)
-
   def look(self, name: str) -> None:
-    """Takes note that something has become of an instance."""
+    """Takes note that something has become of an instance, or its journal."""
     self._guard(self._look, name)
 
   def closed(self, name: str) -> None:
@@ -375,7 +372,11 @@ class Journals:
   def _record(self, name: str, life: Optional[Life]) -> _Record:
     """Returns what is known of a life, which may be a new one."""
     record = self._records.get(name)
-    if record is not None and record.life != life:
+    if record is not None and record.life is None and life is not None:
+      # Nothing could be found out before; what was logged of that stays said.
+      record.life = life
+      record.instance.begin(life)
+    elif record is not None and record.life != life:
       if record.state is State.JUDGED:
         # What could not be delivered is of no use any more.
         record.instance.settle(self.directory)
@@ -437,7 +438,7 @@ class Journals:
     try:
       if record.reading is None:
         record.reading = journal.Reading(files, self._rule)
-      marked = journal.marked_at(self.directory, name, files.life)
+      marked = self.directory.marked_at(Mark.POWERDOWN, name, files.life)
       record.reading.advance(files, marked, seconds)
       if record.reading.is_complete:
         self._complete(name, record, record.reading, files)
@@ -490,13 +491,14 @@ class Journals:
     files: JournalFiles,
   ) -> None:
     """Gives back what was read of a journal that is being written."""
-    position = reading.digest.position
+    digest = reading.digest
+    position = digest.position
     behind = files.extent().size - position
     if behind > max(_OUTPACED, position - record.covered):
       raise journal_files.JournalError("it is written faster than it is read")
     record.reading = None
     try:
-      files.give_back(reading.digest)
+      files.give_back(digest)
     except BlockingIOError:
       return
     except FileNotFoundError:

@@ -128,14 +128,14 @@ class Lifecycle:
     "marked",
   )
 
-  def __init__(self, rule: Rule, marked: Optional[float] = None) -> None:
+  def __init__(self, rule: Rule) -> None:
     self._rule = rule
     self._pressed = False
     self._stopped = False
     # When the guest last began anew, in seconds since the epoch.
     self._reset_at = 0.0
     self.announced: Optional[Outcome] = None
-    self.marked = marked
+    self.marked: Optional[float] = None
 
   @property
   def outcome(self) -> Outcome:

@@ -30,7 +30,7 @@ _IMPORTS = {
   "exits": "",
   "inquiry": "ctrldir journal journal_files lifecycle",
   "instance": "ctrldir lifecycle qmp quota",
-  "journal": "ctrldir digest journal_files lifecycle qmp",
+  "journal": "digest journal_files lifecycle qmp",
   "journal_files": "ctrldir digest qmp",
   "journals": "ctrldir instance journal journal_files lifecycle monitor"
   " processes quota",

@@ -103,8 +103,9 @@ TIMED = st.lists(
 def test_essence_leads_to_the_same_whenever_the_mark_was_made(
   before, after, marked, rule
 ):
-  whole = lifecycle.Lifecycle(rule, marked)
-  short = lifecycle.Lifecycle(rule, marked)
+  whole = lifecycle.Lifecycle(rule)
+  short = lifecycle.Lifecycle(rule)
+  whole.marked = short.marked = marked
   essence = digest.Essence([])
   data = {"guest": True, "reason": "guest-shutdown"}
   for name, at in before:

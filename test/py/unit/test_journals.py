@@ -86,7 +86,7 @@ class Place:
 
   def attach(self, name="web1"):
     qemu = self.start(name)
-    self.journals.appear(name)
+    self.journals.look(name)
     return qemu
 
   def end(self, qemu):
@@ -443,7 +443,7 @@ def test_life_that_was_not_seen_to_begin(place):
   monitor = FakeMonitor(place.path, "web1")
   second = place.start()
   place.journals.closed("web1")
-  place.journals.appear("web1")
+  place.journals.look("web1")
   assert place.verdicts() == ["unknown"]
   assert place.count("removed before it could be read") == 1
   now = time.monotonic()
@@ -465,7 +465,7 @@ def test_next_life_begins_while_the_last_is_to_be_delivered(place, monkeypatch):
   second = place.start()
   # The hypervisor is still at work there.
   monkeypatch.setattr(place.control, "lock", lambda _: False)
-  place.journals.appear("web1")
+  place.journals.look("web1")
   place.work()
   monkeypatch.undo()
   place.journals._next_settling = 0.0
@@ -572,6 +572,8 @@ def test_trouble_is_told_once(place, monkeypatch):
   monkeypatch.setattr(journal_files, "_open", real)
   place.rescan()
   assert place.journals.follows("web1")
+  # Nobody was told that there is no journal.
+  assert place.absent == []
   qemu.write(END)
   place.end(qemu)
   assert place.verdicts() == ["user"]
