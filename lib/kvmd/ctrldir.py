@@ -24,6 +24,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from ganeti.kvmd import lockfile
+from ganeti.kvmd.marks import Mark
 
 if TYPE_CHECKING:
   from typing import Optional
@@ -67,21 +68,6 @@ _LOCK_INTERVAL = 0.01
 
 # A monitor's name may be so long that no mark's name fits: there is none then.
 _NO_SUCH_FILE = (errno.ENOENT, errno.ENAMETOOLONG)
-
-
-class Mark(enum.Enum):
-  """What is left to be known; the value ends the file's name.
-
-  @cvar SHUTDOWN: the instance's user turned it off
-  @cvar POWERDOWN: an administrator asked the instance to turn itself off
-
-  """
-
-  SHUTDOWN = ".shutdown"
-  POWERDOWN = ".powerdown"
-
-  # Each is itself only; Python's own takes ten times as long.
-  __hash__ = object.__hash__
 
 
 class Lock(enum.IntEnum):
@@ -151,6 +137,10 @@ class OpenMonitor(NamedTuple):
   life: Life
 
 
+class MissingDirectoryError(FileNotFoundError):
+  """There is no control directory that may be used."""
+
+
 class KeptOut(NamedTuple):
   """That somebody else had the lock for changes, time and again.
 
@@ -193,20 +183,20 @@ class ControlDirectory:
   """An open control directory.
 
   @ivar path: where it was found
-  @ivar descriptor: the open directory; it belongs to somebody else
   @ivar kept_out: since when L{lock} has failed, unless it succeeded last
 
   """
 
-  def __init__(self, path: str, descriptor: int, suffix: str) -> None:
+  def __init__(self, path: str, descriptor: Optional[int], suffix: str) -> None:
     """Works in a directory that somebody else has opened and will close.
 
-    @param descriptor: of the directory, open for reading
+    @param descriptor: of the directory, open for reading; None if it is
+      missing: whatever is done there raises L{MissingDirectoryError} then
     @param suffix: what the names of monitor sockets end in
 
     """
     self.path = path
-    self.descriptor = descriptor
+    self._descriptor = descriptor
     self.kept_out: Optional[KeptOut] = None
     self._suffix = suffix
     # What the names of all monitors end in, each once.
@@ -214,6 +204,19 @@ class ControlDirectory:
     self._claim: Optional[lockfile.LockFile] = None
     # What is locked is the file of the claim, or else one for that moment.
     self._changed: Optional[lockfile.LockFile] = None
+
+  @property
+  def descriptor(self) -> int:
+    """The open directory.
+
+    @raise MissingDirectoryError: if it is missing
+
+    """
+    if self._descriptor is None:
+      raise MissingDirectoryError(
+        errno.ENOENT, os.strerror(errno.ENOENT), self.path
+      )
+    return self._descriptor
 
   def monitored_by(self, name: str) -> Optional[str]:
     """Returns the instance whose monitor a file is by its name, if any."""
@@ -595,8 +598,9 @@ class ControlDirectory:
     @return: whether there was one
 
     """
+    descriptor = self.descriptor
     try:
-      os.unlink(name, dir_fd=self.descriptor)
+      os.unlink(name, dir_fd=descriptor)
     except OSError as err:
       if err.errno in _NO_SUCH_FILE:
         return False
@@ -615,8 +619,9 @@ class ControlDirectory:
 
   def _find(self, name: str) -> Optional[os.stat_result]:
     """Looks at a file, not at what it may link to; None if there is none."""
+    descriptor = self.descriptor
     try:
-      return os.stat(name, dir_fd=self.descriptor, follow_symlinks=False)
+      return os.stat(name, dir_fd=descriptor, follow_symlinks=False)
     except OSError as err:
       if err.errno in _NO_SUCH_FILE:
         return None

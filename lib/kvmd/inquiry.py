@@ -18,7 +18,7 @@ import time
 from typing import TYPE_CHECKING
 
 from ganeti.kvmd import journal, journal_files, lifecycle
-from ganeti.kvmd.ctrldir import Mark
+from ganeti.kvmd.marks import Mark
 
 if TYPE_CHECKING:
   from collections.abc import Iterator

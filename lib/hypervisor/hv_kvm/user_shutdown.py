@@ -32,7 +32,7 @@ from ganeti.kvmd import (
   lifecycle,
   processes,
 )
-from ganeti.kvmd.ctrldir import Mark
+from ganeti.kvmd.marks import Mark
 
 if TYPE_CHECKING:
   from collections.abc import Callable, Iterable, Iterator

@@ -44,15 +44,15 @@ from ganeti.kvmd import (
   daemon,
   exits,
   journal_files,
-  journals,
-  monitors,
+  monitor_follower,
+  monitored,
   qmp,
   quota,
   watch,
 )
-from ganeti.kvmd import monitor as monitor_module
 from ganeti.kvmd.lifecycle import Rule
 from ganeti.kvmd.lockfile import LockedError
+from ganeti.kvmd.timing import Timing
 from histories import HISTORIES, judge
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -88,20 +88,31 @@ class Scene:
     self._log = log
     self._fences = 0
     self.daemon = None
+    self.timing = Timing()
 
-  def start(self, **options):
-    """Starts a daemon; one that runs ends before."""
+  def start(self, timing=None, **options):
+    """Starts a daemon; one that runs ends before.
+
+    @param timing: what is otherwise than usual of its timing
+
+    """
+    self.timing = self.timing._replace(**(timing or {}))
     self.stop()
     chosen = {
       "path": str(self.ctrl_dir),
       "monitor_suffix": ".kvmd",
       "rule": Rule.CAUSE,
-      "rescan_interval": 60.0,
       **options,
     }
-    self.daemon = daemon.Daemon(daemon.Settings(**chosen))
+    self.daemon = daemon.Daemon(daemon.Settings(timing=self.timing, **chosen))
     # All that is there is found at once; what comes later is told.
     self.turn()
+
+  def hurry(self, **timing):
+    """Lets the daemon try some things more often than usual."""
+    self.timing = self.timing._replace(**timing)
+    if self.daemon is not None:
+      self.start()
 
   def stop(self):
     if self.daemon is not None:
@@ -299,7 +310,7 @@ def test_qemu_that_never_listens_gets_no_verdict(scene):
 
 def test_stale_socket_is_tried_for_ever(scene):
   """More often than a delay that doubles fits into a number."""
-  scene.start(rescan_interval=1e-9)
+  scene.start(timing={"rescan": 1e-9})
   monitor = FakeMonitor(scene.ctrl_dir, "web1", listens=False)
   for _ in range(1200):
     scene.turn()
@@ -343,7 +354,7 @@ def test_more_waiting_clients_than_the_monitor_takes(scene):
 
 @pytest.mark.parametrize("accepts", [True, False])
 def test_monitor_that_does_not_greet(scene, monkeypatch, accepts):
-  monkeypatch.setattr(monitors, "_PATIENCE", 0.01)
+  scene.hurry(greeting=0.01)
   monitor = FakeMonitor(scene.ctrl_dir, "web1")
   scene.says("instance web1: waiting for its monitor")
   connection = scene.accept(monitor) if accepts else None
@@ -388,7 +399,7 @@ def test_end_of_an_instance_that_was_never_attached(
   assert scene.verdict("web1") == verdict
   assert scene.has_file("web1") is (verdict == "user")
   # Once, however often the socket that stays is tried.
-  scene.start(rescan_interval=0.01)
+  scene.start(timing={"rescan": 0.01})
   for _ in range(3):
     scene.fence()
   assert scene.verdicts("web1") == [verdict]
@@ -442,7 +453,7 @@ def test_directory_is_away_when_one_ends_that_was_never_attached(
 
 
 def test_monitor_that_greets_and_hangs(scene, monkeypatch):
-  monkeypatch.setattr(monitors, "_PATIENCE", 0.01)
+  scene.hurry(greeting=0.01)
   monitor = FakeMonitor(scene.ctrl_dir, "web1")
   connection = scene.accept(monitor)
   connection.greet()
@@ -581,7 +592,7 @@ def test_rule_is_left_to_be_read(scene):
 
 def test_rule_is_left_before_the_daemon_is_ready(ctrl_dir):
   started = daemon.Daemon(
-    daemon.Settings(str(ctrl_dir), ".kvmd", Rule.SEQUENCE, 60.0)
+    daemon.Settings(str(ctrl_dir), ".kvmd", Rule.SEQUENCE)
   )
   assert (ctrl_dir / ctrldir.RULE).exists()
   started.close()
@@ -600,7 +611,7 @@ def test_rule_is_left_in_each_new_directory(scene, scratch):
 def test_rule_that_cannot_be_left(scene):
   """It is said once, and tried again."""
   (scene.ctrl_dir / ctrldir.RULE).mkdir()
-  scene.start(rule=Rule.SEQUENCE, rescan_interval=0.01)
+  scene.start(rule=Rule.SEQUENCE, timing={"rescan": 0.01})
   for _ in range(5):
     scene.fence()
   words = f"cannot say in {scene.ctrl_dir} that the rule is sequence"
@@ -742,7 +753,7 @@ def test_monitor_that_always_sends_garbage_is_not_tried_all_the_time(
   scene, monkeypatch
 ):
   """However long each connection was good before."""
-  monkeypatch.setattr(monitor_module, "_GOOD_CONNECTION", 0.0)
+  scene.hurry(good=0.0)
   machine = FakeMonitor(scene.ctrl_dir, "web1")
   attempts = 0
   end = time.monotonic() + 0.5
@@ -856,9 +867,9 @@ def test_flood_from_a_connection_that_was_superseded(scene):
     nonlocal reads
     reads += 1
     assert reads < 1000
-    return monitor_module.Reading.DATA
+    return monitored.Reading.DATA
 
-  with mock.patch.object(monitor_module.Monitor, "read", always_more):
+  with mock.patch.object(monitored.Monitored, "read", always_more):
     scene.until(lambda: not old.connection.is_open)
   assert not scene.count("fault")
   scene.serve(new)
@@ -1000,7 +1011,7 @@ def test_socket_is_removed_while_qemu_lives_on(scene):
 
 
 def test_socket_gets_other_rights_and_owner(scene):
-  scene.start(rescan_interval=0.01)
+  scene.start(timing={"rescan": 0.01})
   qemu = scene.attach("web1")
   qemu.monitor.path.chmod(0o777)
   os.chown(qemu.monitor.path, os.geteuid(), os.getegid())
@@ -1013,7 +1024,7 @@ def test_socket_gets_other_rights_and_owner(scene):
 
 def test_socket_gets_another_date(scene):
   """As by touch(1), or a careless copy of the directory's dates."""
-  scene.start(rescan_interval=0.01)
+  scene.start(timing={"rescan": 0.01})
   qemu = scene.attach("web1")
   later = time.time_ns() + 10**9
   os.utime(qemu.monitor.path, ns=(later, later))
@@ -1188,7 +1199,7 @@ def test_end_of_the_daemon_is_no_verdict(scene):
 
 
 def test_mark_that_cannot_be_written_at_once(scene, monkeypatch):
-  monkeypatch.setattr(monitors, "_SETTLING_INTERVAL", 0.01)
+  scene.hurry(delivery=0.01)
   qemu = scene.attach("web1")
   scene.file("web1").mkdir()
   qemu.event("SHUTDOWN", USER)
@@ -1203,7 +1214,7 @@ def test_mark_that_cannot_be_written_at_once(scene, monkeypatch):
 
 
 def test_mark_that_cannot_be_written_while_qemu_lives(scene, monkeypatch):
-  monkeypatch.setattr(monitors, "_SETTLING_INTERVAL", 0.01)
+  scene.hurry(delivery=0.01)
   qemu = scene.attach("web1")
   scene.file("web1").mkdir()
   qemu.event("SHUTDOWN", USER)
@@ -1216,7 +1227,7 @@ def test_mark_that_cannot_be_written_while_qemu_lives(scene, monkeypatch):
 def test_mark_that_can_neither_be_removed_nor_written_at_once(
   scene, monkeypatch
 ):
-  monkeypatch.setattr(monitors, "_SETTLING_INTERVAL", 0.01)
+  scene.hurry(delivery=0.01)
   scene.file("web1").mkdir()
   qemu = scene.attach("web1")
   scene.says("instance web1: cannot ")
@@ -1228,7 +1239,7 @@ def test_mark_that_can_neither_be_removed_nor_written_at_once(
 
 
 def test_mark_that_cannot_be_removed_at_once(scene, monkeypatch):
-  monkeypatch.setattr(monitors, "_SETTLING_INTERVAL", 0.01)
+  scene.hurry(delivery=0.01)
   qemu = scene.attach("web1")
   scene.file("web1").mkdir()
   (scene.file("web1") / "content").mkdir()
@@ -1244,7 +1255,7 @@ def test_mark_that_cannot_be_removed_at_once(scene, monkeypatch):
 def test_disk_is_full(scene, monkeypatch):
   """Real: a file system that has room for so many files."""
   scene.stop()
-  monkeypatch.setattr(monitors, "_SETTLING_INTERVAL", 0.01)
+  scene.hurry(delivery=0.01)
 
   def check():
     # The lock file, a monitor, and one more
@@ -1289,7 +1300,7 @@ def test_directory_is_moved_into_place_with_all_in_it(scene, scratch):
 def test_directory_is_away_when_the_user_shuts_down(
   scene, scratch, monkeypatch
 ):
-  monkeypatch.setattr(monitors, "_SETTLING_INTERVAL", 0.01)
+  scene.hurry(delivery=0.01)
   qemu = scene.attach("web1")
   scene.ctrl_dir.rename(scratch / "away")
   scene.says("is gone")
@@ -1304,7 +1315,7 @@ def test_directory_is_away_when_the_user_shuts_down(
 def test_directory_is_away_when_an_instance_crashes(
   scene, scratch, monkeypatch
 ):
-  monkeypatch.setattr(monitors, "_SETTLING_INTERVAL", 0.01)
+  scene.hurry(delivery=0.01)
   qemu = scene.attach("web1")
   scene.file("web1").touch()
   scene.ctrl_dir.rename(scratch / "away")
@@ -1355,7 +1366,7 @@ def test_something_is_mounted_over_the_directory(scene):
   scene.stop()
 
   def check():
-    scene.start(rescan_interval=0.05)
+    scene.start(timing={"rescan": 0.05})
     scene.attach("web1")
     forked.mount_small(str(scene.ctrl_dir), files=9)
     qemu = scene.attach("db1")
@@ -1389,19 +1400,21 @@ def test_more_happens_all_the_time(scene, monkeypatch):
     "_rescan",
     lambda *, thoroughly, elsewhere: rescans.append(thoroughly),
   )
-  monkeypatch.setattr(scene.daemon, "_last_rescan", time.monotonic() - 2.0)
-  monkeypatch.setattr(scene.daemon._watch, "read", [nothing, lost].pop)
-  scene.daemon._look()
+  monkeypatch.setattr(
+    scene.daemon._lookout, "_last_rescan", time.monotonic() - 2.0
+  )
+  monkeypatch.setattr(scene.daemon._place.watch, "read", [nothing, lost].pop)
+  scene.daemon._lookout.look()
   assert rescans == [True]
-  scene.daemon._last_rescan = time.monotonic()
+  scene.daemon._lookout._last_rescan = time.monotonic()
   for _ in range(100):
-    monkeypatch.setattr(scene.daemon._watch, "read", [nothing, lost].pop)
-    scene.daemon._look()
+    monkeypatch.setattr(scene.daemon._place.watch, "read", [nothing, lost].pop)
+    scene.daemon._lookout.look()
   assert rescans == [True]
   assert scene.count("lost track") == 1
   # It is made up for as soon as that has been a while ago.
-  assert scene.daemon._next_rescan < time.monotonic() + 1.1
-  scene.daemon._look_again()
+  assert scene.daemon._lookout._next_rescan < time.monotonic() + 1.1
+  scene.daemon._lookout.look_again()
   assert rescans == [True, True]
 
 
@@ -1420,11 +1433,11 @@ def test_names_without_end_keep_nobody_waiting(
 ):
   for number in range(2000):
     (scene.ctrl_dir / f"guest{number}.example.com{ending}").mkdir()
-  looks = count_calls(monkeypatch, scene.daemon._journals, "_look")
-  reads = count_calls(monkeypatch, scene.daemon._watch, "read")
+  looks = count_calls(monkeypatch, scene.daemon._lookout.node._journals, "look")
+  reads = count_calls(monkeypatch, scene.daemon._place.watch, "read")
   names = 0
   turns = 0
-  while select.select([scene.daemon._watch], [], [], 0)[0]:
+  while select.select([scene.daemon._place.watch], [], [], 0)[0]:
     scene.turn()
     turns += 1
     assert reads.call_count <= 40
@@ -1449,7 +1462,7 @@ def test_names_without_end_keep_nobody_waiting(
   ],
 )
 def test_directory_that_cannot_be_watched(scene, monkeypatch, limits, words):
-  monkeypatch.setattr(daemon, "_TROUBLE_INTERVAL", 0.05)
+  scene.hurry(trouble=0.05)
 
   def check():
     forked.limit_inotify(**limits)
@@ -1472,7 +1485,7 @@ def test_directory_that_cannot_be_watched(scene, monkeypatch, limits, words):
     scene.attach("web3").quit()
     assert scene.verdict("web3") == "killed or crashed"
     # It does not look by itself any more than it has to.
-    assert scene.daemon._next_rescan > time.monotonic() + 30.0
+    assert scene.daemon._lookout._next_rescan > time.monotonic() + 30.0
     scene.stop()
 
   scene.stop()
@@ -1480,7 +1493,7 @@ def test_directory_that_cannot_be_watched(scene, monkeypatch, limits, words):
 
 
 def test_watches_run_out_while_the_directory_is_made_anew(scene, monkeypatch):
-  monkeypatch.setattr(daemon, "_TROUBLE_INTERVAL", 0.05)
+  scene.hurry(trouble=0.05)
 
   def check():
     forked.limit_inotify()
@@ -1500,7 +1513,7 @@ def test_watches_run_out_while_the_directory_is_made_anew(scene, monkeypatch):
 
 
 def test_journal_that_is_closed_while_nobody_tells(scene, monkeypatch):
-  monkeypatch.setattr(daemon, "_TROUBLE_INTERVAL", 0.05)
+  scene.hurry(trouble=0.05)
 
   def check():
     forked.limit_inotify(watches=0)
@@ -1518,11 +1531,11 @@ def test_journal_that_is_closed_while_nobody_tells(scene, monkeypatch):
 
 def test_looking_takes_no_more_than_its_part_of_the_time(scene, monkeypatch):
   scene.fence()
-  scene.daemon._rescan_took = 0.5
-  monkeypatch.setattr(scene.daemon._watch, "follow", lambda: False)
-  scene.daemon._watch.blindness = "out of something"
-  scene.daemon._follow()
-  left = scene.daemon._next_rescan - time.monotonic()
+  scene.daemon._lookout._rescan_took = 0.5
+  monkeypatch.setattr(scene.daemon._place.watch, "follow", lambda: False)
+  scene.daemon._place.watch.blindness = "out of something"
+  scene.daemon._lookout._follow()
+  left = scene.daemon._lookout._next_rescan - time.monotonic()
   assert 4.5 < left <= 5.0
 
 
@@ -1585,7 +1598,7 @@ def test_name_with_white_space(scene):
 @pytest.mark.parametrize("events", [[], [("SHUTDOWN", USER)]])
 def test_long_name(scene, scratch, length, events, monkeypatch):
   """Some are too long for a shutdown file, with the monitor's shorter name."""
-  monkeypatch.setattr(monitors, "_SETTLING_INTERVAL", 0.01)
+  scene.hurry(delivery=0.01)
   name = "x" * length
   fits = len(scene.file(name).name) <= 255
   monitor = FakeMonitor(scratch, "short")
@@ -1632,7 +1645,7 @@ def test_directory_that_has_a_daemon(scene):
 
 def test_directory_comes_late_and_with_a_daemon(scene, scratch):
   shutil.rmtree(scene.ctrl_dir)
-  scene.start(rescan_interval=0.02)
+  scene.start(timing={"rescan": 0.02})
   (scratch / "new").mkdir()
   rival = Rival(scratch / "new")
   monitor = FakeMonitor(scratch / "new", "web1")
@@ -1666,7 +1679,7 @@ def test_directory_is_exchanged_for_one_that_has_a_daemon(scene, scratch):
 
 
 def test_lock_file_is_removed(scene):
-  scene.start(rescan_interval=0.02)
+  scene.start(timing={"rescan": 0.02})
   qemu = scene.attach("web1")
   path = scene.ctrl_dir / ctrldir.LOCK_FILE
   path.unlink()
@@ -1679,7 +1692,7 @@ def test_lock_file_is_removed(scene):
 
 
 def test_lock_file_is_opened_to_strangers(scene):
-  scene.start(rescan_interval=0.02)
+  scene.start(timing={"rescan": 0.02})
   path = scene.ctrl_dir / ctrldir.LOCK_FILE
   path.chmod(0o644)
   stranger = os.open(path, os.O_RDONLY)
@@ -1691,7 +1704,7 @@ def test_lock_file_is_opened_to_strangers(scene):
 
 def test_another_daemon_takes_over(scene, monkeypatch):
   """It is noticed at once, and it is noticed when that one ends."""
-  monkeypatch.setattr(daemon, "_TROUBLE_INTERVAL", 0.02)
+  scene.hurry(trouble=0.02)
   qemu = scene.attach("web1")
   (scene.ctrl_dir / ctrldir.LOCK_FILE).unlink()
   rival = Rival(scene.ctrl_dir)
@@ -1711,7 +1724,7 @@ def test_another_daemon_takes_over(scene, monkeypatch):
 
 
 def test_lock_file_that_cannot_be_made(scene, scratch, monkeypatch):
-  monkeypatch.setattr(daemon, "_TROUBLE_INTERVAL", 0.02)
+  scene.hurry(trouble=0.02)
   (scratch / "new").mkdir()
   path = scratch / "new" / ctrldir.LOCK_FILE
   path.mkdir()
@@ -1730,7 +1743,7 @@ def test_lock_file_that_cannot_be_made(scene, scratch, monkeypatch):
 
 def test_lock_file_that_cannot_be_made_anew(scene):
   """That is no reason to lose whom we listen to."""
-  scene.start(rescan_interval=0.02)
+  scene.start(timing={"rescan": 0.02})
   qemu = scene.attach("web1")
   path = scene.ctrl_dir / ctrldir.LOCK_FILE
   path.unlink()
@@ -1744,8 +1757,8 @@ def test_lock_file_that_cannot_be_made_anew(scene):
 
 def test_lock_file_of_another_user(scene, monkeypatch):
   """It may be that of another daemon, and cannot be looked into."""
-  monkeypatch.setattr(daemon, "_TROUBLE_INTERVAL", 0.02)
-  scene.start(rescan_interval=0.02)
+  scene.hurry(trouble=0.02)
+  scene.start(timing={"rescan": 0.02})
   qemu = scene.attach("web1")
   path = scene.ctrl_dir / ctrldir.LOCK_FILE
   with mock.patch("os.geteuid", return_value=os.geteuid() + 1):
@@ -1788,7 +1801,7 @@ def test_somebody_keeps_journals_from_being_made_short(scene, monkeypatch):
   with (scene.ctrl_dir / "web1.journal.out").open("r+b", buffering=0) as file:
     file.write(encode(GREETING) + encode({"return": {}}))
     file.write(event("RTC_CHANGE", {"offset": 1}) * 2000)
-    scene.start(rescan_interval=0.02)
+    scene.start(timing={"rescan": 0.02, "lock": 0.5})
     scene.says("instance web1: its QEMU keeps a journal")
     scene.until(lambda: not is_long(other, "web1"))
     assert other.lock(0.0)
@@ -1797,7 +1810,6 @@ def test_somebody_keeps_journals_from_being_made_short(scene, monkeypatch):
       scene.daemon.turn(0.02)
     # It may be for a moment only.
     assert scene.count("no journal could be made shorter") == 0
-    monkeypatch.setattr(daemon, "_LONG", 0.05)
     scene.says("no journal could be made shorter")
     for _ in range(10):
       scene.daemon.turn(0.02)
@@ -1857,11 +1869,13 @@ def test_out_of_descriptors(scene):
     # The fakes live in this process, too, and need theirs.
     machines = [FakeMonitor(scene.ctrl_dir, f"web{n:02}") for n in range(40)]
     in_use = len(os.listdir("/proc/self/fd"))
-    room = 2 * 20 + monitors._RESERVED + in_use
+    room = 2 * 20 + monitor_follower._RESERVED + in_use
     resource.setrlimit(resource.RLIMIT_NOFILE, (room, room))
-    reserved = monitors._RESERVED
-    with mock.patch.object(monitors, "_RESERVED", reserved + in_use + 20):
-      scene.start(rescan_interval=0.05)
+    reserved = monitor_follower._RESERVED
+    with mock.patch.object(
+      monitor_follower, "_RESERVED", reserved + in_use + 20
+    ):
+      scene.start(timing={"rescan": 0.05})
       attached = {}
 
       def serve_all():
@@ -1902,8 +1916,8 @@ def test_out_of_descriptors(scene):
 @pytest.mark.parametrize("left", range(4))
 def test_hardly_a_descriptor_is_left(scene, scratch, left, monkeypatch):
   """Others may have taken them all; it works on as soon as there are some."""
-  monkeypatch.setattr(daemon, "_TROUBLE_INTERVAL", 0.05)
-  monkeypatch.setattr(journals, "_PATIENCE", 0.05)
+  scene.hurry(trouble=0.05)
+  scene.hurry(opening=0.05)
   scene.stop()
 
   def check():
@@ -1951,7 +1965,7 @@ def test_instance_that_ends_and_begins_all_the_time(scene):
 
 
 def test_monitor_that_hangs_up_all_the_time(scene, monkeypatch):
-  monkeypatch.setattr(monitors, "_FIRST_DELAY", 0.0)
+  scene.hurry(retry=0.0)
   monitor = FakeMonitor(scene.ctrl_dir, "web1")
   for _ in range(quota.MAX_LINES + 20):
     connection = scene.accept(monitor)
@@ -2169,7 +2183,7 @@ def test_journal_comes_before_the_daemon_has_looked_at_the_life_before(
 
 def test_journal_of_the_same_life_comes_late(scene, monkeypatch):
   """Nothing has ended then."""
-  monkeypatch.setattr(journals, "_PATIENCE", 0.01)
+  scene.hurry(opening=0.01)
   with begin_journal(scene.ctrl_dir, "web1") as file:
     os.truncate(file.fileno(), 0)
     file.seek(0)
@@ -2178,7 +2192,7 @@ def test_journal_of_the_same_life_comes_late(scene, monkeypatch):
     ):
       qemu = scene.attach("web1")
     file.write(encode(GREETING) + encode({"return": {}}))
-    scene.daemon._next_rescan = 0.0
+    scene.daemon._lookout._next_rescan = 0.0
     scene.says("instance web1: its QEMU keeps a journal")
     scene.until(lambda: not qemu.connection.is_open)
     assert scene.verdicts("web1") == []
@@ -2191,8 +2205,8 @@ def test_journal_of_the_same_life_comes_late(scene, monkeypatch):
 
 def test_monitor_listens_on_when_the_journal_is_closed(scene, monkeypatch):
   """As the process ends, the one is closed before the other."""
-  monkeypatch.setattr(monitors, "_LINGERING", 60.0)
-  scene.start(rescan_interval=0.01)
+  scene.hurry(lingering=60.0)
+  scene.start(timing={"rescan": 0.01})
   with begin_journal(scene.ctrl_dir, "web1") as file:
     monitor = FakeMonitor(scene.ctrl_dir, "web1")
     scene.says("instance web1: its QEMU keeps a journal")
@@ -2214,7 +2228,7 @@ def test_monitor_listens_on_when_the_journal_is_closed(scene, monkeypatch):
 
 def test_monitor_of_another_life_than_the_journal(scene, monkeypatch):
   """It was started by who knows nothing of journals."""
-  monkeypatch.setattr(monitors, "_LINGERING", 0.01)
+  scene.hurry(lingering=0.01)
   scene.stop()
   with begin_journal(scene.ctrl_dir, "web1"):
     pass
@@ -2230,7 +2244,7 @@ def test_monitor_of_another_life_than_the_journal(scene, monkeypatch):
 
 def test_journal_cannot_be_read_for_some_time(scene, monkeypatch):
   """Till then it is not said that nothing is known."""
-  monkeypatch.setattr(journals, "_PATIENCE", 0.01)
+  scene.hurry(opening=0.01)
   with begin_journal(scene.ctrl_dir, "web1") as file:
     with mock.patch.object(
       journal_files, "opened", side_effect=OSError(errno.EMFILE, "many", "x")

@@ -29,7 +29,7 @@ from ganeti import constants, errors, objects, utils
 from ganeti.hypervisor import hv_base, hv_kvm
 from ganeti.hypervisor.hv_kvm import stock, user_shutdown
 from ganeti.kvmd import cluster, ctrldir, journal_files, launch, processes
-from ganeti.kvmd.ctrldir import Mark
+from ganeti.kvmd.marks import Mark
 from ganeti.watcher import nodemaint
 from guests import lifetime
 

@@ -11,8 +11,8 @@ import time
 import pytest
 from fake_monitor import GREETING, USER, encode, event
 from ganeti.kvmd import ctrldir, inquiry, journal, journal_files
-from ganeti.kvmd.ctrldir import Mark
 from ganeti.kvmd.lifecycle import Rule
+from ganeti.kvmd.marks import Mark
 
 BEGINNING = encode(GREETING) + encode({"return": {}})
 END = event("SHUTDOWN", USER)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import pathlib
@@ -20,7 +21,7 @@ import forked
 import kvmd_process
 import pytest
 from fake_monitor import SIGNAL, USER, FakeMonitor
-from ganeti.kvmd import VERSION, ctrldir, main, monitors, pidfile
+from ganeti.kvmd import VERSION, ctrldir, main, pidfile, timing
 from guests import lifetime
 from kvmd_process import LOG_LINE, Foreground, attach
 from kvmd_process import run as run_program
@@ -271,7 +272,8 @@ def test_no_permission_for_the_pidfile(scratch, ctrl_dir):
 
 
 def test_no_root_is_needed(ctrl_dir, monkeypatch):
-  monkeypatch.setattr(monitors, "_PATIENCE", 0.01)
+  timing_of = functools.partial(timing.Timing, greeting=0.01)
+  monkeypatch.setattr(timing, "Timing", timing_of)
   ctrl_dir.chmod(0o777)
   monitor = FakeMonitor(ctrl_dir, "web1")
   monitor.path.chmod(0o777)

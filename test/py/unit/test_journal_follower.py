@@ -10,15 +10,23 @@ import errno
 import itertools
 import logging
 import os
+import select
 import time
+import types
+from unittest import mock
 
 import forked
 import pytest
 from fake_monitor import GREETING, USER, FakeMonitor, encode, event
-from ganeti.kvmd import ctrldir, journal, journal_files, journals, lifecycle
-from ganeti.kvmd.ctrldir import Mark
+from ganeti.kvmd import ctrldir, journal, journal_files, lifecycle
+from ganeti.kvmd.following import Monitor, State
+from ganeti.kvmd.marks import Mark
+from ganeti.kvmd.node import Node
 from ganeti.kvmd.processes import Processes
 from ganeti.kvmd.quota import Quota
+from ganeti.kvmd.shared import Shared
+from ganeti.kvmd.timing import Timing
+from ganeti.kvmd.verdicts import Verdicts
 
 BEGINNING = encode(GREETING) + encode({"return": {}})
 END = event("SHUTDOWN", USER)
@@ -62,17 +70,37 @@ class Place:
 
   def begin(self):
     """Begins to follow, as a daemon does that was just started."""
-    self.journals = journals.Journals(
-      lifecycle.Rule.CAUSE,
-      journals.Listeners(
-        served=self.found.append,
-        judged=lambda _: None,
-        absent=self.absent.append,
+    where = types.SimpleNamespace(directory=self.control)
+    self.node = Node(
+      mock.create_autospec(select.epoll, instance=True),
+      Shared(
+        place=where,
+        verdicts=Verdicts(where, Timing().delivery),
+        processes=self.processes,
+        quota=Quota(),
+        rule=lifecycle.Rule.CAUSE,
+        timing=Timing(),
       ),
-      processes=self.processes,
-      quota=Quota(),
     )
-    self.journals.directory = self.control
+    self.journals = self.node._journals
+    # Nobody listens to monitors here.
+    self.node._acts = {
+      Monitor.LEAVE: lambda record: self.found.append(record.name),
+      Monitor.LISTEN: lambda record: self.absent.append(record.name),
+    }
+
+  def record(self, name="web1"):
+    """Returns what is known of an instance; None if nothing is."""
+    return self.node._records.get(name)
+
+  def follows(self, name="web1"):
+    """Tells whether an instance is followed by its journal."""
+    record = self.record(name)
+    return record is not None and record.is_journaled
+
+  def due(self, name="web1"):
+    """Returns when an instance is looked at next; infinite if at no time."""
+    return self.journals._timers._deadlines.get(name, float("inf"))
 
   def start(self, name="web1"):
     """Lets an instance begin another life."""
@@ -86,25 +114,25 @@ class Place:
 
   def attach(self, name="web1"):
     qemu = self.start(name)
-    self.journals.look(name)
+    self.node.journal_appeared(name)
     return qemu
 
   def end(self, qemu):
     qemu.close()
-    self.journals.closed(qemu.name)
+    self.node.journal_closed(qemu.name)
 
   def turn(self):
-    self.journals.run_timers(time.monotonic())
+    self.node.run(time.monotonic())
 
   def rescan(self, **options):
-    self.journals.rescan(
-      self.control.instances().journaled,
+    self.node.rescan(
+      self.control.instances()._replace(monitored=set()),
       **{"thoroughly": True, "elsewhere": False, **options},
     )
 
   def work(self):
     """Lets all be done that is to be done at once."""
-    while self.journals.due == 0.0:
+    while self.node.due == 0.0:
       self.turn()
 
   def close(self):
@@ -166,11 +194,11 @@ def clock(monkeypatch):
 def test_user_shutdown(place):
   qemu = place.attach()
   assert place.found == ["web1"]
-  assert place.journals.follows("web1")
+  assert place.follows()
   qemu.write(END)
   place.end(qemu)
   assert place.verdicts() == ["user"]
-  assert not place.journals.follows("web1")
+  assert not place.follows()
   place.work()
   assert place.files() == ["web1.shutdown"]
 
@@ -242,15 +270,15 @@ def test_journal_that_is_written_faster_than_it_is_read(place, monkeypatch):
       break
   assert place.absent == ["web1"]
   assert place.count("its journal is of no use: it is written faster") == 1
-  assert not place.journals.follows("web1")
+  assert not place.follows()
   assert place.allocated() <= PAGE
   monkeypatch.undo()
   # It goes on, and gets nothing.
   for _ in range(3):
     qemu.write(CHATTER * 40000)
-    for record in place.journals._records.values():
-      place.journals._schedule("web1", 0.0)
-      assert record.state is journals.State.USELESS
+    if (record := place.record()) is not None:
+      place.journals._timers.set("web1", 0.0)
+      assert record.state is State.USELESS
     place.turn()
     assert place.allocated() <= PAGE
   qemu.write(END)
@@ -285,7 +313,7 @@ def test_long_honest_one_is_condensed(place):
     qemu.write(CHATTER * 100)
   place.rescan()
   place.work()
-  assert place.journals.follows("web1")
+  assert place.follows()
   assert place.allocated() <= journal_files.RESERVED + 2 * PAGE
   qemu.write(END)
   place.end(qemu)
@@ -368,7 +396,7 @@ def test_who_fills_the_file_system_loses_its_journal(tmp_path, caplog):
         greedy.write(CHATTER * 1000)
     with pytest.raises(OSError, match="No space"):
       journal_files.prepare(place.control, "other")
-    place.journals._next_space = 0.0
+    place.journals._keeper._next = 0.0
     place.turn()
     place.work()
     assert place.absent == ["greedy"]
@@ -420,30 +448,30 @@ def test_what_is_reserved_is_cut_as_well(place):
 def test_journal_that_is_written_fast_is_looked_at_soon(place, monkeypatch):
   qemu = place.attach()
   place.rescan()
-  record = place.journals._records["web1"]
-  assert record.deadline == float("inf")
-  record.looked -= 1.0
+  known = place.record().journal
+  assert place.due() == float("inf")
+  known._looked -= 1.0
   qemu.write(CHATTER * 200)
   place.rescan()
-  assert record.deadline - time.monotonic() < 10
-  record.deadline = float("inf")
+  assert place.due() - time.monotonic() < 10
+  place.journals._timers.cancel("web1")
   # One that says little is not.
-  record.looked -= 60.0
+  known._looked -= 60.0
   qemu.write(CHATTER)
   place.rescan()
-  assert record.deadline == float("inf")
+  assert place.due() == float("inf")
 
 
 def test_life_that_was_not_seen_to_begin(place):
   """The daemon was stopped: both have a verdict, and the right process."""
   first = place.attach()
-  place.journals._records["web1"].instance.process = 7
+  place.record().journal.instance.process = 7
   place.processes.begin(7, "web1")
   first.close()
   monitor = FakeMonitor(place.path, "web1")
   second = place.start()
-  place.journals.closed("web1")
-  place.journals.look("web1")
+  place.node.journal_closed("web1")
+  place.node.journal_appeared("web1")
   assert place.verdicts() == ["unknown"]
   assert place.count("removed before it could be read") == 1
   now = time.monotonic()
@@ -465,10 +493,10 @@ def test_next_life_begins_while_the_last_is_to_be_delivered(place, monkeypatch):
   second = place.start()
   # The hypervisor is still at work there.
   monkeypatch.setattr(place.control, "lock", lambda _: False)
-  place.journals.look("web1")
+  place.node.journal_appeared("web1")
   place.work()
   monkeypatch.undo()
-  place.journals._next_settling = 0.0
+  place.journals._reader._next = 0.0
   place.turn()
   place.work()
   second.write(event("POWERDOWN") + END)
@@ -482,7 +510,7 @@ def test_journal_that_was_removed_before_it_was_read(place):
   qemu = place.attach()
   qemu.close()
   journal_files.remove(place.control, "web1")
-  place.journals.closed("web1")
+  place.node.journal_closed("web1")
   assert place.verdicts() == ["unknown"]
   place.rescan()
   assert place.verdicts() == ["unknown"]
@@ -491,9 +519,10 @@ def test_journal_that_was_removed_before_it_was_read(place):
 def test_journal_that_is_elsewhere_now(place):
   """Its directory was moved away; that is no end."""
   place.attach()
-  place.journals.rescan([], thoroughly=True, elsewhere=True)
+  nothing = ctrldir.Instances(set(), set(), set())
+  place.node.rescan(nothing, thoroughly=True, elsewhere=True)
   assert place.verdicts() == []
-  assert not place.journals.follows("web1")
+  assert not place.follows()
 
 
 def touch(place, name):
@@ -571,7 +600,7 @@ def test_trouble_is_told_once(place, monkeypatch):
   assert place.count("cannot look at its journal") == 1
   monkeypatch.setattr(journal_files, "_open", real)
   place.rescan()
-  assert place.journals.follows("web1")
+  assert place.follows()
   # Nobody was told that there is no journal.
   assert place.absent == []
   qemu.write(END)
@@ -591,7 +620,7 @@ def test_no_descriptor_for_what_it_needs(place, monkeypatch):
   place.rescan()
   assert place.count("fault of the daemon") == 0
   assert place.count("Too many open files; trying again") == 1
-  assert place.journals.follows("web1")
+  assert place.follows()
   monkeypatch.undo()
   qemu.write(END)
   place.end(qemu)

@@ -1,0 +1,137 @@
+# Copyright (C) 2026 the ganeti-kvmd developers
+# SPDX-License-Identifier: BSD-2-Clause
+
+"""How much of the file system all journals take.
+
+That is for their QEMUs to decide, so it is looked after: what a journal needs
+is done about it, and one that is of no use is cut, a part at a time.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import enum
+import os
+import time
+from typing import TYPE_CHECKING
+
+from ganeti.kvmd import journal_files
+from ganeti.kvmd.ctrldir import MissingDirectoryError
+from ganeti.kvmd.following import State
+from ganeti.kvmd.journal_space import LONG
+
+if TYPE_CHECKING:
+  from collections.abc import Iterable
+  from typing import Optional
+
+  from ganeti.kvmd.record import Record
+  from ganeti.kvmd.shared import Shared
+  from ganeti.kvmd.timers import Timers
+
+#: The file system is nearly full when less than that share of it is free.
+_SCARCE = 1 / 16
+
+
+class Wish(enum.Enum):
+  """What is to be done about a journal.
+
+  @cvar NOTHING: all is well
+  @cvar LOOK: it is gone: look at it
+  @cvar READ: what is read can be given back
+  @cvar RESERVE: there is to be more room for last words
+  @cvar DISTRUST: there is no room for it
+
+  """
+
+  NOTHING = enum.auto()
+  LOOK = enum.auto()
+  READ = enum.auto()
+  RESERVE = enum.auto()
+  DISTRUST = enum.auto()
+
+
+class JournalKeeper:
+  """Looks after how much of the file system journals take."""
+
+  def __init__(self, shared: Shared, timers: Timers) -> None:
+    """Has nothing to look after yet.
+
+    @param timers: where to note when a journal is to be looked at again
+
+    """
+    self._shared = shared
+    self._timing = shared.timing
+    self._timers = timers
+    # Those whose growth is to be looked at, as the file system is full.
+    self._suspects: collections.deque[str] = collections.deque()
+    self._next = 0.0
+
+  @property
+  def due(self) -> float:
+    """When L{look_around} is to be called, by the monotonic clock."""
+    return 0.0 if self._suspects else self._next
+
+  def look_around(self, now: float, names: Iterable[str]) -> None:
+    """Suspects all, now and then, where the file system is nearly full.
+
+    @param now: seconds of the monotonic clock
+    @param names: of the instances that have a journal
+
+    """
+    if now >= self._next:
+      self._next = now + self._timing.space
+      if not self._suspects and self._is_scarce():
+        self._suspects.extend(names)
+
+  def take(self) -> Optional[str]:
+    """Takes the name of the one to L{check} next, if any."""
+    return self._suspects.popleft() if self._suspects else None
+
+  def check(self, record: Record) -> Wish:
+    """Sees what a journal needs, and when it is to be looked at again."""
+    known = record.journal
+    if known is None or record.state not in {State.WRITTEN, State.USELESS}:
+      return Wish.NOTHING
+    extent = journal_files.extent(self._shared.place.directory, record.name)
+    if extent is None:
+      return Wish.LOOK
+    needed = known.measure(extent)
+    if record.state is State.USELESS:
+      delay = self._timing.cut if needed.is_fast else self._timing.space
+      self.cut(record.name, delay)
+      return Wish.NOTHING
+    lasts = needed.lasts
+    if lasts is not None and lasts < self._timing.hurry and not known.delay:
+      self._schedule(record.name, max(self._timing.space, lasts))
+    if needed.is_behind and self._is_scarce():
+      return Wish.DISTRUST
+    if needed.is_long:
+      return Wish.READ
+    return Wish.RESERVE if needed.is_short_of_room else Wish.NOTHING
+
+  def cut(self, name: str, delay: float) -> None:
+    """Gives back some of what a journal takes that is of no use.
+
+    @param name: the instance's
+    @param delay: when to look again, in seconds, if there is no more
+
+    """
+    more = False
+    with contextlib.suppress(journal_files.JournalError, OSError):
+      with journal_files.opened(self._shared.place.directory, name) as files:
+        if files.extent().allocated > LONG:
+          files.cut()
+          more = files.extent().allocated > LONG
+    self._schedule(name, 0.0 if more else delay)
+
+  def _schedule(self, name: str, delay: float) -> None:
+    self._timers.set(name, time.monotonic() + delay)
+
+  def _is_scarce(self) -> bool:
+    """Tells whether the file system is nearly full."""
+    try:
+      found = os.fstatvfs(self._shared.place.directory.descriptor)
+    except MissingDirectoryError:
+      return False
+    return found.f_bavail < found.f_blocks * _SCARCE

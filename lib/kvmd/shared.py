@@ -1,0 +1,36 @@
+# Copyright (C) 2026 the ganeti-kvmd developers
+# SPDX-License-Identifier: BSD-2-Clause
+
+"""What all share who follow instances."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+  from ganeti.kvmd import lifecycle
+  from ganeti.kvmd.place import Place
+  from ganeti.kvmd.processes import Processes
+  from ganeti.kvmd.quota import Quota
+  from ganeti.kvmd.timing import Timing
+  from ganeti.kvmd.verdicts import Verdicts
+
+
+class Shared(NamedTuple):
+  """The means of all who follow instances.
+
+  @ivar place: where the control directory is
+  @ivar verdicts: who delivers verdicts
+  @ivar processes: where to note which process is which instance's
+  @ivar quota: how much is logged of each instance
+  @ivar rule: how a shutdown is judged
+  @ivar timing: how often what is tried
+
+  """
+
+  place: Place
+  verdicts: Verdicts
+  processes: Processes
+  quota: Quota
+  rule: lifecycle.Rule
+  timing: Timing

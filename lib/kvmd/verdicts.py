@@ -1,0 +1,186 @@
+# Copyright (C) 2026 the ganeti-kvmd developers
+# SPDX-License-Identifier: BSD-2-Clause
+
+"""The delivery of verdicts: marks first, the words about it second.
+
+The shutdown file does not wait for the end of the process. It follows what
+QEMU has announced: Ganeti looks for the process first, so that a file beside a
+live process does no harm, but one that comes late does. Which marks there
+should be is known elsewhere; here the control directory is brought in line
+with it, and where that fails it is tried again. Nobody else does that.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from typing import TYPE_CHECKING
+
+from ganeti.kvmd import lifecycle
+from ganeti.kvmd.ctrldir import MissingDirectoryError
+from ganeti.kvmd.marks import MEANINGS
+
+if TYPE_CHECKING:
+  from collections.abc import Iterator
+
+  from ganeti.kvmd.instance import Instance
+  from ganeti.kvmd.place import Place
+
+#: The marks that the hypervisor makes as well.
+_RECALLED = [mark for mark, row in MEANINGS.items() if row.is_recalled]
+
+
+class Verdicts:
+  """Gives verdicts, and keeps the marks in line with what is known."""
+
+  def __init__(self, place: Place, interval: float) -> None:
+    """Has nothing to do yet.
+
+    @param place: where the control directory is
+    @param interval: seconds after which it is tried again to leave marks
+
+    """
+    self._place = place
+    self._interval = interval
+    # The instances whose marks are not as they are to be, by their names.
+    self._late: dict[str, Instance] = {}
+    self._next = 0.0
+
+  @property
+  def due(self) -> float:
+    """When L{retry} is to be called, by the monotonic clock."""
+    return self._next if self._late else float("inf")
+
+  def retry(self, now: float) -> Iterator[Instance]:
+    """Gives the instances for which L{settle} is to be called again.
+
+    @param now: seconds of the monotonic clock
+
+    """
+    if now >= self.due:
+      self._next = now + self._interval
+      yield from list(self._late.values())
+
+  def is_late(self, instance: Instance) -> bool:
+    """Tells whether the marks of an instance are not as they are to be."""
+    return self._late.get(instance.name) is instance
+
+  def forget(self, instance: Instance) -> None:
+    """Leaves the marks of an instance as they are."""
+    if self.is_late(instance):
+      del self._late[instance.name]
+
+  def end(self, instance: Instance) -> None:
+    """Gives the verdict on a life, if there was a QEMU.
+
+    Of one that never said anything an earlier daemon may have heard that its
+    user ended it, which its mark tells. If it has a journal, that will tell.
+
+    """
+    if not instance.is_met:
+      return
+    if not instance.is_attached:
+      if self._is_journaled(instance):
+        return
+      instance.lifecycle.announced = lifecycle.UNHEARD
+      self.find(instance)
+    ending = instance.end()
+    self.settle(instance)
+    instance.log_verdict(ending)
+
+  def find(self, instance: Instance) -> None:
+    """Finds out what marks mean that are there already, or removes them."""
+    directory = self._place.directory
+    if instance.life is None:
+      return
+    try:
+      for mark in MEANINGS:
+        found = directory.look(mark, instance.name, instance.life)
+        if found is None:
+          continue
+        if found.is_current:
+          instance.marks.find(mark, instance.lifecycle, found.at)
+        else:
+          directory.remove(mark, instance.name)
+          instance.log_mark(mark, "removed")
+    except OSError as err:
+      _complain_of(err, instance)
+
+  def recall(self, instance: Instance) -> None:
+    """Sees whether the hypervisor says what QEMU did not say yet.
+
+    Where an administrator and a user turn the instance off at once, the
+    administrator's word stands.
+
+    """
+    if instance.life is None or instance.lifecycle.powerdown:
+      return
+    try:
+      for mark in _RECALLED:
+        at = self._place.directory.marked_at(mark, instance.name, instance.life)
+        if at is not None:
+          instance.marks.find(mark, instance.lifecycle, at)
+    except OSError as err:
+      _complain_of(err, instance)
+
+  def settle(self, instance: Instance) -> bool:
+    """Brings the marks in line with what is known of an instance.
+
+    @return: whether that is done; if not, it is tried again
+
+    """
+    if self._bring_in_line(instance):
+      self.forget(instance)
+      if instance.is_over:
+        instance.begin(None)
+      return True
+    if not self._late:
+      self._next = time.monotonic() + self._interval
+    self._late[instance.name] = instance
+    return False
+
+  def _bring_in_line(self, instance: Instance) -> bool:
+    directory = self._place.directory
+    for due in instance.marks.due(instance.lifecycle, is_over=instance.is_over):
+      if instance.life is None:
+        return False
+      try:
+        if due.is_wanted:
+          if directory.write(due.mark, instance.name, instance.life):
+            instance.log_mark(due.mark, "written")
+        elif directory.remove(due.mark, instance.name):
+          instance.log_mark(due.mark, "removed")
+      except MissingDirectoryError:
+        return False
+      except OSError as err:
+        meaning = MEANINGS[due.mark]
+        instance.complain(
+          "cannot %s its file %s in %s (%s); trying again every second,"
+          " and till then %s",
+          "write" if due.is_wanted else "remove",
+          err.filename,
+          directory.path,
+          err.strerror,
+          meaning.not_written if due.is_wanted else meaning.not_removed,
+        )
+        if err.errno != errno.ENAMETOOLONG:
+          return False
+      instance.marks.leave(due)
+    return True
+
+  def _is_journaled(self, instance: Instance) -> bool:
+    """Tells whether there is a journal of an instance's life."""
+    try:
+      return (
+        instance.life is not None
+        and self._place.directory.journal_tells_of(instance.name, instance.life)
+      )
+    except OSError:
+      return False
+
+
+def _complain_of(err: OSError, instance: Instance) -> None:
+  if not isinstance(err, MissingDirectoryError):
+    instance.complain(
+      "cannot find out about its file %s: %s", err.filename, err.strerror
+    )
