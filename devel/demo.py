@@ -23,9 +23,10 @@ TOP = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(TOP / "test" / "py"))
 
 from guests import endings, linux, qemu  # noqa: E402
-from guests.daemon import Daemon, Verdict  # noqa: E402
 from guests.endings import Ending  # noqa: E402
 from guests.stage import Stage  # noqa: E402
+from kvmd_log import Outcome  # noqa: E402
+from kvmd_process import Daemon  # noqa: E402
 
 #: How wide the columns may be on a terminal that is too narrow for the table
 NARROW = (25, 13, 15, 13, 6)
@@ -35,7 +36,7 @@ PATIENCE = 20.0
 
 GAP = "  "
 
-NO_VERDICT = Verdict("none", "")
+NO_VERDICT = Outcome("none", "")
 
 HEADINGS = ("what happened", "verdict", "cause", "expected", "time")
 
@@ -45,7 +46,7 @@ class Result:
   """What came of an ending."""
 
   ending: Ending
-  verdict: Verdict
+  outcome: Outcome
   #: Whether there is a shutdown file
   has_file: bool
   #: From the first step to the verdict, in seconds
@@ -59,17 +60,17 @@ class Result:
   @property
   def is_right(self) -> bool:
     """Whether everything is as it has to be."""
-    return self.verdict == self.ending.right and self.file_is_right
+    return self.outcome == self.ending.right and self.file_is_right
 
   def cells(self) -> tuple[str, ...]:
     """Its row in the table."""
-    verdict, expected = self.verdict.verdict, self.ending.right.verdict
+    verdict, expected = self.outcome.verdict, self.ending.right.verdict
     if not self.file_is_right:
       verdict += " (with file)" if self.has_file else " (without file)"
     if not self.is_right:
       expected += " (WRONG)"
     duration = f"{self.duration:.2f} s"
-    return self.ending.what, verdict, self.verdict.cause, expected, duration
+    return self.ending.what, verdict, self.outcome.cause, expected, duration
 
 
 class Demo:
@@ -105,13 +106,13 @@ class Demo:
     began = time.monotonic()
     ending.play(machine)
     try:
-      verdict = daemon.wait_verdict(machine.name, timeout=PATIENCE)
+      outcome = daemon.wait_outcome(machine.name, timeout=PATIENCE)
     except TimeoutError:
-      verdict = NO_VERDICT
+      outcome = NO_VERDICT
     duration = time.monotonic() - began
-    self._tell(ending.what, f"verdict {verdict.verdict}")
+    self._tell(ending.what, f"verdict {outcome.verdict}")
     has_file = daemon.shutdown_file(machine.name).exists()
-    return Result(ending, verdict, has_file, duration)
+    return Result(ending, outcome, has_file, duration)
 
   def _tell(self, who: str, what: str) -> None:
     seconds = time.monotonic() - self._began

@@ -17,6 +17,8 @@ import socket
 import time
 from typing import TYPE_CHECKING
 
+from guests import lifetime
+
 if TYPE_CHECKING:
   from typing import Any, Optional
 
@@ -193,3 +195,31 @@ def _identity(path: pathlib.Path) -> Optional[tuple[int, int]]:
   except FileNotFoundError:
     return None
   return found.st_ino, found.st_mtime_ns
+
+
+def accept(monitor: FakeMonitor) -> Connection:
+  """Waits for a daemon in another process to connect to a monitor."""
+  found: list[Connection] = []
+
+  def has_come() -> bool:
+    connection = monitor.accept()
+    if connection is not None:
+      found.append(connection)
+    return bool(found)
+
+  lifetime.wait_until(has_come, f"a connection to {monitor.instance}")
+  return found[0]
+
+
+def negotiate(connection: Connection) -> None:
+  """Lets a daemon in another process attach."""
+  connection.greet()
+  lifetime.wait_until(lambda: connection.receive() > 0, "a command")
+  connection.answer()
+
+
+def attach(monitor: FakeMonitor) -> Connection:
+  """Lets a daemon in another process attach to a monitor."""
+  connection = accept(monitor)
+  negotiate(connection)
+  return connection

@@ -14,22 +14,22 @@ import subprocess
 import tempfile
 from typing import TYPE_CHECKING, NamedTuple
 
+import kvmd_log
 from guests import lifetime
-from guests.daemon import executable
 
 if TYPE_CHECKING:
-  from collections.abc import Iterator
+  from collections.abc import Callable, Iterator, Sequence
   from typing import Optional
 
-  from fake_monitor import Connection, FakeMonitor
+  from kvmd_log import Outcome
 
-#: A line of a log, as Ganeti writes them.
-LOG_LINE = re.compile(
-  r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}: ganeti-kvmd pid=(\d+)"
-  r"(?: \w+:\d+)? (DEBUG|INFO|WARNING|ERROR) (.*)"
-)
+_SOURCE_DIR = pathlib.Path(__file__).resolve().parents[2]
 
-_TIMEOUT = 30
+
+def executable() -> pathlib.Path:
+  """The daemon in the build tree."""
+  build = os.environ.get("GANETI_KVMD_BUILD", _SOURCE_DIR / "build")
+  return pathlib.Path(build) / "daemons" / "ganeti-kvmd"
 
 
 class Result(NamedTuple):
@@ -52,7 +52,7 @@ def run(
     capture_output=True,
     text=True,
     check=False,
-    timeout=_TIMEOUT,
+    timeout=lifetime.PATIENCE,
     env={**os.environ, **(environment or {})},
     **options,  # type: ignore[call-overload]
   )
@@ -71,16 +71,19 @@ class Foreground:
     log: pathlib.Path,
     *arguments: object,
     environment: Optional[dict[str, str]] = None,
+    prefix: Sequence[str] = (),
   ) -> None:
     """Starts it.
 
-    @param log: where what it says on the terminal goes
+    @param log: what it says on the terminal is added there
+    @param prefix: a program that becomes the daemon, which is its arguments
 
     """
-    self._log = log
-    with open(log, "wb") as stream:
-      self.process = lifetime.start(
-        [str(executable()), "-f", *map(str, arguments)],
+    with open(log, "ab") as stream:
+      # Nobody else's words are taken for its own.
+      self._log = kvmd_log.Log(log, stream.tell())
+      self._process = lifetime.start(
+        [*prefix, str(executable()), "-f", *map(str, arguments)],
         stdout=stream,
         stderr=stream,
         env={**os.environ, **(environment or {})},
@@ -88,59 +91,139 @@ class Foreground:
 
   @property
   def pid(self) -> int:
-    return self.process.pid
+    return self._process.pid
+
+  @property
+  def status(self) -> Optional[int]:
+    """With which it ended; None as long as it runs."""
+    return self._process.poll()
+
+  @property
+  def lines(self) -> list[str]:
+    """What it said so far."""
+    return self._read().lines
+
+  def _read(self) -> kvmd_log.Log:
+    self._log.read()
+    return self._log
 
   @property
   def text(self) -> str:
-    return self._log.read_text()
+    return "".join(f"{line}\n" for line in self.lines)
 
   @property
   def messages(self) -> list[str]:
     """What it logged, without what each line begins with."""
-    lines = self.text.split("\n")[:-1]
-    matches = [LOG_LINE.fullmatch(line) for line in lines]
-    return [match.group(3) for match in matches if match]
+    return self._read().messages
 
   def says(self, words: str) -> None:
     """Waits until it has logged something."""
+    self.wait_line(re.escape(words))
 
-    def has_said() -> bool:
-      assert self.process.poll() is None or words in self.text, self.text
-      return any(words in message for message in self.messages)
+  def wait_line(self, pattern: str) -> None:
+    """Waits until it has logged a message that a pattern is found in."""
+    found = re.compile(pattern)
+    fresh = self.messages
 
-    lifetime.wait_until(has_said, words, _TIMEOUT)
+    def is_said() -> bool:
+      nonlocal fresh
+      if any(map(found.search, fresh)):
+        return True
+      # In this order: it may say something and end.
+      has_ended = self.status is not None
+      fresh = [line.message for line in self._log.read()]
+      if has_ended and not fresh:
+        raise ChildProcessError(f"ganeti-kvmd ended, it said:\n{self.text}")
+      return False
+
+    self._wait_until(is_said, f"a line with {pattern!r}")
+
+  def wait_attached(self, instance: str) -> None:
+    """Waits until it listens to an instance's monitor."""
+    self.wait_line(rf"instance {re.escape(instance)}: attached to ")
+
+  def outcomes(self, instance: str) -> list[Outcome]:
+    """The verdicts on an instance, oldest first."""
+    return [
+      each.outcome
+      for each in self._read().verdicts
+      if each.instance == instance
+    ]
+
+  def wait_outcome(
+    self,
+    instance: str,
+    lives: int = 1,
+    timeout: float = lifetime.PATIENCE,
+  ) -> Outcome:
+    """Waits for the verdict on an instance.
+
+    @param lives: on which of its lives, counted from 1
+    @param timeout: in seconds
+    @raise TimeoutError: if there is none in time
+
+    """
+    self._wait_until(
+      lambda: len(self.outcomes(instance)) >= lives,
+      f"verdict {lives} on {instance}",
+      timeout,
+    )
+    return self.outcomes(instance)[lives - 1]
+
+  def _wait_until(
+    self,
+    condition: Callable[[], bool],
+    what: str,
+    timeout: float = lifetime.PATIENCE,
+  ) -> None:
+    try:
+      lifetime.wait_until(condition, what, timeout)
+    except TimeoutError as err:
+      raise TimeoutError(f"{err}; it said:\n{self.text}") from None
+
+  def send_signal(self, number: int) -> None:
+    self._process.send_signal(number)
 
   def end(self, number: int = signal.SIGTERM) -> int:
-    """Ends it with a signal.
+    """Ends it with a signal if it has not ended, and waits for that.
 
     @return: its status
 
     """
-    if self.process.poll() is None:
-      self.process.send_signal(number)
-    return self.process.wait(_TIMEOUT)
+    self.send_signal(number)
+    try:
+      return self._process.wait(lifetime.PATIENCE)
+    finally:
+      self.kill()
 
   def kill(self) -> None:
-    self.process.kill()
-    self.process.wait()
+    self._process.kill()
+    self._process.wait()
 
 
-def attach(monitor: FakeMonitor) -> Connection:
-  """Lets a daemon in another process attach to a monitor."""
-  found: list[Connection] = []
+class Daemon(Foreground):
+  """One that watches a control directory once this is made."""
 
-  def has_come() -> bool:
-    connection = monitor.accept()
-    if connection is not None:
-      found.append(connection)
-    return bool(found)
+  def __init__(
+    self, ctrl_dir: pathlib.Path, log: pathlib.Path, *options: str
+  ) -> None:
+    """Starts it.
 
-  lifetime.wait_until(has_come, "a connection", _TIMEOUT)
-  (connection,) = found
-  connection.greet()
-  lifetime.wait_until(lambda: connection.receive() > 0, "a command", _TIMEOUT)
-  connection.answer()
-  return connection
+    @param log: where its log lines go
+    @param options: further options for it
+
+    """
+    super().__init__(log, f"--ctrl-dir={ctrl_dir}", *options)
+    self.ctrl_dir = ctrl_dir
+    try:
+      self.wait_line(f"^watching {re.escape(str(ctrl_dir))}$")
+    except BaseException:
+      self.kill()
+      raise
+
+  def shutdown_file(self, instance: str) -> pathlib.Path:
+    """The file that says that an instance's user turned it off."""
+    return self.ctrl_dir / f"{instance}.shutdown"
 
 
 class Detached:
@@ -167,7 +250,7 @@ class Detached:
     """Ends it with a signal, and waits for that."""
     process = self.pid
     os.kill(process, number)
-    lifetime.wait_until(lambda: not _is_alive(process), "its end", _TIMEOUT)
+    lifetime.wait_until(lambda: not _is_alive(process), "its end")
 
 
 def _is_alive(process: int) -> bool:

@@ -119,7 +119,7 @@ def _complaints(world: World) -> list[str]:
   world.daemons.read_log()
   verdicts = collections.defaultdict(list)
   for verdict in world.daemons.verdicts:
-    verdicts[verdict.name].append(verdict.verdict)
+    verdicts[verdict.instance].append(verdict.verdict)
   complaints = [
     line
     for line in world.daemons.lines

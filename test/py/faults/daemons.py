@@ -11,24 +11,16 @@ from __future__ import annotations
 
 import collections
 import pathlib
-import re
 import resource
 import signal
-import subprocess
 import sys
 import time
 import typing
 
+import kvmd_log
 from guests import lifetime
-from guests.daemon import executable
+from kvmd_process import Foreground
 
-_VERDICT = re.compile(
-  r"instance (\S+): verdict ([a-z ]+) \((.*)\) after [0-9.]+ s(?:;.*)?$"
-)
-_WATCHING = re.compile(r" pid=(\d+) INFO watching ")
-_ATTACHED = re.compile(r" pid=(\d+) INFO instance (\S+): attached to QEMU ")
-_FOLLOWED = re.compile(r" pid=(\d+) INFO instance (\S+): its QEMU keeps ")
-_PROCESS = re.compile(r" instance (\S+): (attached|its) .*process (\d+)")
 _HEARS_NO_EXITS = "cannot learn how QEMUs end"
 
 #: Enters a time namespace of its own and becomes another program.
@@ -61,14 +53,6 @@ class DaemonError(Exception):
   """The daemon did what it must never do."""
 
 
-class Verdict(typing.NamedTuple):
-  """A verdict that was logged."""
-
-  name: str
-  verdict: str
-  cause: str
-
-
 class Daemons:
   """The daemon of a node: at most one at a time, but for some moments."""
 
@@ -83,16 +67,14 @@ class Daemons:
     """
     self._pidfile = scratch / "pid"
     self._arguments = [
-      str(executable()),
-      "-f",
       f"--ctrl-dir={ctrl_dir}",
       f"--pid-file={self._pidfile}",
       *options,
     ]
-    self._log = scratch / "log"
-    self._log.touch()
-    self._read = 0
-    self._process: typing.Optional[subprocess.Popen[bytes]] = None
+    self._path = scratch / "log"
+    self._path.touch()
+    self._log = kvmd_log.Log(self._path)
+    self._process: typing.Optional[Foreground] = None
     self._watching: set[int] = set()
     #: The processes that have attached to each instance, in order
     self.attachments: dict[str, list[int]] = collections.defaultdict(list)
@@ -103,10 +85,6 @@ class Daemons:
     #: The same, of those whose bad ends they noticed
     self.exits: dict[str, set[int]] = collections.defaultdict(set)
     self.hears_exits = True
-    #: All verdicts so far
-    self.verdicts: list[Verdict] = []
-    #: All lines so far
-    self.lines: list[str] = []
     self.is_stopped = False
     self.has_few_descriptors = False
     # How many files it may open, while it may not
@@ -118,6 +96,16 @@ class Daemons:
   @property
   def runs(self) -> bool:
     return self._process is not None
+
+  @property
+  def verdicts(self) -> list[kvmd_log.Verdict]:
+    """All that were logged so far."""
+    return self._log.verdicts
+
+  @property
+  def lines(self) -> list[str]:
+    """All that was logged so far."""
+    return self._log.lines
 
   @property
   def clock(self) -> float:
@@ -155,12 +143,12 @@ class Daemons:
     both = [self._launch([]), self._launch([])]
 
     def is_decided() -> bool:
-      return any(each.poll() is not None for each in both)
+      return any(each.status is not None for each in both)
 
     try:
       lifetime.wait_until(is_decided, "one of two daemons to give way")
-      ended = [each for each in both if each.poll() is not None]
-      if len(ended) > 1 or ended[0].returncode != _REFUSED:
+      ended = [each for each in both if each.status is not None]
+      if len(ended) > 1 or ended[0].status != _REFUSED:
         raise DaemonError("two daemons at once, and none or both gave way")
       both.remove(ended[0])
       (self._process,) = both
@@ -168,7 +156,6 @@ class Daemons:
       if self._process is None:
         for each in both:
           each.kill()
-          each.wait()
     self.has_few_descriptors = False
     self._since = time.monotonic()
     self.await_watching()
@@ -185,15 +172,14 @@ class Daemons:
 
     def is_decided() -> bool:
       self.read_log()
-      return other.poll() is not None or other.pid in self._watching
+      return other.status is not None or other.pid in self._watching
 
     try:
       lifetime.wait_until(is_decided, "another daemon to give way")
-      if other.returncode != _REFUSED:
+      if other.status != _REFUSED:
         raise DaemonError("a second daemon does not give way to the first")
     finally:
       other.kill()
-      other.wait()
 
   def delete_pidfile(self) -> None:
     self._pidfile.unlink(missing_ok=True)
@@ -208,11 +194,8 @@ class Daemons:
     self.read_log()
     return self._process is not None and self._process.pid in self._watching
 
-  def _launch(self, prefix: list[str]) -> subprocess.Popen[bytes]:
-    with open(self._log, "ab") as stream:
-      return lifetime.start(
-        [*prefix, *self._arguments], stdout=stream, stderr=stream
-      )
+  def _launch(self, prefix: list[str]) -> Foreground:
+    return Foreground(self._path, *self._arguments, prefix=prefix)
 
   def await_watching(self) -> None:
     """Wait until the daemon watches.
@@ -237,11 +220,11 @@ class Daemons:
     @raise DaemonError: if one has
 
     """
-    if self._process is not None and self._process.poll() is not None:
+    if self._process is not None and self._process.status is not None:
       self.read_log()
       words = "\n".join(self.lines[-20:])
       raise DaemonError(
-        f"the daemon ended by itself with status {self._process.returncode};"
+        f"the daemon ended by itself with status {self._process.status};"
         f" its last words:\n{words}"
       )
 
@@ -261,15 +244,14 @@ class Daemons:
     self.carry_on()
     self.await_watching()
     self._end(signal.SIGTERM)
-    if process.returncode != 0:
-      raise DaemonError(f"the daemon ended with status {process.returncode}")
+    if process.status != 0:
+      raise DaemonError(f"the daemon ended with status {process.status}")
 
   def _end(self, number: signal.Signals) -> None:
     if self._process is None:
       return
     self._ran = self.clock
-    self._process.send_signal(number)
-    self._process.wait(lifetime.PATIENCE)
+    self._process.end(number)
     self._process = None
     self.is_stopped = False
     self._usual_limit = None
@@ -345,33 +327,20 @@ class Daemons:
 
   def read_log(self) -> None:
     """Take in what was logged since the last call."""
-    with open(self._log, "rb") as stream:
-      stream.seek(self._read)
-      data = stream.read()
-    # It may be in the middle of a line.
-    data = data[: data.rfind(b"\n") + 1]
-    self._read += len(data)
-    for line in data.decode(errors="replace").splitlines():
-      self.lines.append(line)
+    for line in self._log.read():
       self._note(line)
 
-  def _note(self, line: str) -> None:
-    verdict = _VERDICT.search(line)
-    attached = _ATTACHED.search(line)
-    followed = _FOLLOWED.search(line)
-    watching = _WATCHING.search(line)
-    if verdict is not None:
-      self.verdicts.append(Verdict(*verdict.groups()))
-    elif attached is not None:
-      self.attachments[attached.group(2)].append(int(attached.group(1)))
-    elif followed is not None:
-      self.followings[followed.group(2)].append(int(followed.group(1)))
-    elif watching is not None:
-      self._watching.add(int(watching.group(1)))
-    elif _HEARS_NO_EXITS in line:
+  def _note(self, line: kvmd_log.Line) -> None:
+    message = line.message
+    if attached := kvmd_log.attached(message):
+      self.attachments[attached.instance].append(line.process)
+      if attached.process is not None:
+        self.qemus[attached.instance].add(attached.process)
+    elif followed := kvmd_log.followed(message):
+      self.followings[followed].append(line.process)
+    elif ended := kvmd_log.exit_of(message):
+      self.exits[ended.instance].add(ended.process)
+    elif kvmd_log.watched(message):
+      self._watching.add(line.process)
+    elif _HEARS_NO_EXITS in message:
       self.hears_exits = False
-    process = _PROCESS.search(line)
-    if process is not None:
-      name, how, number = process.groups()
-      known = self.qemus if how == "attached" else self.exits
-      known[name].add(int(number))

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import os
 import pathlib
+import typing
 
 import fake_monitor
 import pytest
 from fake_monitor import Connection, FakeMonitor
 from ganeti.kvmd import ctrldir, journal_files
 from guests import endings, lifetime
-from guests.daemon import Daemon
 from guests.stage import Stage
+from kvmd_process import Daemon
 
 _GREETING = fake_monitor.encode(fake_monitor.GREETING)
 _ANSWER = fake_monitor.encode({"return": {}})
@@ -33,30 +34,19 @@ class _Guest:
   def __init__(self, ctrl_dir: pathlib.Path, name: str) -> None:
     self.name = name
     self._monitor = FakeMonitor(ctrl_dir, name)
-    self._client: list[Connection] = []
+    self._client: typing.Optional[Connection] = None
 
   def accept(self) -> None:
     """Wait for the daemon."""
-    self._client = []
-
-    def has_come() -> bool:
-      connection = self._monitor.accept()
-      if connection is not None:
-        self._client.append(connection)
-      return bool(self._client)
-
-    lifetime.wait_until(has_come, f"a connection to {self.name}")
+    self._client = fake_monitor.accept(self._monitor)
 
   def say(self, data: bytes) -> None:
     if data:
-      self._client[0].send(data)
+      self._client.send(data)
 
   def negotiate(self) -> None:
     """Let the daemon attach."""
-    client = self._client[0]
-    client.send(_GREETING)
-    lifetime.wait_until(lambda: client.receive() > 0, "a command")
-    client.send(_ANSWER)
+    fake_monitor.negotiate(self._client)
 
   def die(self) -> None:
     self._monitor.die()
@@ -90,7 +80,7 @@ def _right(heard: bytes) -> str:
 
 def _check_all(stage: Stage, daemon: Daemon, rights: dict[str, str]) -> None:
   for name, right in rights.items():
-    assert daemon.wait_verdict(name).verdict == right, name
+    assert daemon.wait_outcome(name).verdict == right, name
     is_user = right == endings.USER.verdict
     lifetime.wait_until(
       lambda name=name, is_user=is_user: (
@@ -98,7 +88,7 @@ def _check_all(stage: Stage, daemon: Daemon, rights: dict[str, str]) -> None:
       ),
       f"the right mark of {name}",
     )
-  assert all(len(daemon.verdicts(name)) == 1 for name in rights)
+  assert all(len(daemon.outcomes(name)) == 1 for name in rights)
 
 
 @pytest.fixture
@@ -159,10 +149,10 @@ def test_ends_in_the_handshake(stage: Stage) -> None:
   for guest in guests:
     guest.die()
   _catch_up(stage, daemon, "last")
-  assert daemon.wait_verdict("last") == endings.KILLED
+  assert daemon.wait_outcome("last") == endings.KILLED
   for guest in guests:
-    assert daemon.wait_verdict(guest.name) == endings.UNHEARD
-    assert len(daemon.verdicts(guest.name)) == 1
+    assert daemon.wait_outcome(guest.name) == endings.UNHEARD
+    assert len(daemon.outcomes(guest.name)) == 1
   assert not list(stage.ctrl_dir.glob("*.shutdown"))
 
 
@@ -224,5 +214,5 @@ def test_journal(stage: Stage, away: bool) -> None:
   daemon = daemon or stage.daemon()
   _check_all(stage, daemon, rights)
   for cut in range(greeted):
-    assert not daemon.verdicts(f"cut{cut}")
+    assert not daemon.outcomes(f"cut{cut}")
     assert not daemon.shutdown_file(f"cut{cut}").exists()

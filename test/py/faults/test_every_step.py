@@ -8,9 +8,7 @@ from __future__ import annotations
 import collections.abc
 import contextlib
 import dataclasses
-import os
 import pathlib
-import signal
 import time
 import typing
 from unittest import mock
@@ -19,7 +17,7 @@ import ctrl_files
 import pytest
 from ganeti.kvmd import ctrldir, journal_files
 from guests import endings, lifetime
-from guests.daemon import Daemon
+from kvmd_process import Daemon
 
 from faults.fake_qemu import FakeQemu
 from faults.node import Hypervisor
@@ -63,8 +61,7 @@ class _Node:
       yield daemon
     finally:
       # It may be halted.
-      os.kill(daemon.pid, signal.SIGKILL)
-      daemon.close()
+      daemon.kill()
 
   def start(self, name: str, tracer: Tracer, *, journal: bool) -> FakeQemu:
     """Start a guest as Ganeti does, while the daemon is halted."""
@@ -221,8 +218,8 @@ def test_ganeti_looks_at_any_step(node: _Node) -> None:
       assert not node.hypervisor.is_user_down("killed")
     tracer.detach()
     assert steps > 50
-    assert daemon.wait_verdict("user") == endings.USER
-    assert daemon.wait_verdict("killed") == endings.KILLED
+    assert daemon.wait_outcome("user") == endings.USER
+    assert daemon.wait_outcome("killed") == endings.KILLED
     node.wait_clean("user", is_user=True)
     node.wait_clean("killed", is_user=False)
 
@@ -295,7 +292,7 @@ def _start_anew_after(
     _serve_until(guest, lambda: guest.has_client, "a daemon")
   _end(guest, deed)
   lifetime.wait_until(
-    lambda: daemon.verdicts(name)[-1:] == [_VERDICTS[deed]],
+    lambda: daemon.outcomes(name)[-1:] == [_VERDICTS[deed]],
     f"{_VERDICTS[deed]} on {name}",
   )
   node.wait_clean(name, is_user=deed is Deed.USER_POWERS_OFF)
@@ -329,7 +326,7 @@ def test_cleaned_up_at_any_step(node: _Node, scenario: _Scenario) -> None:
     while _clean_up_after(node, scenario, daemon, steps=number):
       number += 1
     assert number > 10
-    assert not any("WARNING" in line for line in daemon.lines())
+    assert not any("WARNING" in line for line in daemon.lines)
 
 
 def _clean_up_after(

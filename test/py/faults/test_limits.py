@@ -17,7 +17,7 @@ import pytest
 from fake_monitor import FakeMonitor
 from ganeti.kvmd import ctrldir, journal_files
 from guests import endings, lifetime
-from guests.daemon import Daemon
+from kvmd_process import Daemon
 
 from faults import disk
 from faults.fake_qemu import FakeQemu
@@ -89,19 +89,7 @@ def _memory(daemon: Daemon) -> int:
 def _send(daemon: Daemon, ctrl_dir: pathlib.Path, count: int) -> None:
   """Lets a monitor say as many events, and end."""
   monitor = FakeMonitor(ctrl_dir, "one")
-  clients: list[fake_monitor.Connection] = []
-
-  def has_come() -> bool:
-    connection = monitor.accept()
-    if connection is not None:
-      clients.append(connection)
-    return bool(clients)
-
-  lifetime.wait_until(has_come, "a connection")
-  (client,) = clients
-  client.greet()
-  lifetime.wait_until(lambda: client.receive() > 0, "a command")
-  client.answer()
+  client = fake_monitor.attach(monitor)
   data = memoryview(_EVENT * count + _SHUTDOWN)
 
   def is_said() -> bool:
@@ -112,11 +100,11 @@ def _send(daemon: Daemon, ctrl_dir: pathlib.Path, count: int) -> None:
 
   lifetime.wait_until(is_said, "all to be said")
   monitor.quit()
-  assert daemon.wait_verdict("one") == endings.USER
+  assert daemon.wait_outcome("one") == endings.USER
 
 
 def _read_at_start(daemon: Daemon, *_: object) -> None:
-  assert daemon.wait_verdict("one") == endings.USER
+  assert daemon.wait_outcome("one") == endings.USER
 
 
 def _write_closed_journal(ctrl_dir: pathlib.Path, count: int) -> None:
@@ -142,7 +130,7 @@ def _write_open_journal(
       # Or until it has found out that there is nothing to give back.
       _wait_until_short(path)
     stream.write(_SHUTDOWN)
-  assert daemon.wait_verdict("one") == endings.USER
+  assert daemon.wait_outcome("one") == endings.USER
 
 
 def _wait_until_short(path: pathlib.Path) -> None:
@@ -176,7 +164,7 @@ def test_many_events_cost_no_memory(scratch: pathlib.Path, way: str) -> None:
       play(daemon, ctrl_dir, count)
       used.append(_memory(daemon))
     finally:
-      daemon.close()
+      daemon.end()
   few, many = used
   assert many <= few + _SLACK
 
@@ -194,8 +182,7 @@ def _grow_journal(ctrl_dir: pathlib.Path, log: pathlib.Path) -> None:
         highest = max(highest, _allocated(guest.events))
         _wait_until_short(guest.events)
     finally:
-      os.kill(daemon.pid, signal.SIGKILL)
-      daemon.close()
+      daemon.kill()
   # It was written to for some time; and one burst is all that it ever held.
   assert guest.events.stat().st_size > 4_000_000
   assert highest <= 3 * _BOUND
@@ -204,9 +191,9 @@ def _grow_journal(ctrl_dir: pathlib.Path, log: pathlib.Path) -> None:
   assert not hypervisor.is_user_down("one")
   daemon = Daemon(ctrl_dir, log)
   try:
-    assert daemon.wait_verdict("one") == endings.POWERDOWN
+    assert daemon.wait_outcome("one") == endings.POWERDOWN
   finally:
-    daemon.close()
+    daemon.end()
   assert not list(ctrl_dir.glob("one.*"))
 
 
@@ -229,7 +216,7 @@ def test_journal_in_memory_is_kept_short(
 def _warnings(daemon: Daemon, name: str) -> list[str]:
   return [
     line
-    for line in daemon.lines()
+    for line in daemon.lines
     if " WARNING " in line and f"instance {name}:" in line
   ]
 
@@ -280,7 +267,7 @@ def _play_full_disk(scratch: pathlib.Path, *, has_inodes: bool) -> None:
   for name in users:
     guests[name].do(Deed.LIE_DOWN)
     guests[name].end(Deed.KILL)
-    assert daemon.wait_verdict(name) == endings.USER
+    assert daemon.wait_outcome(name) == endings.USER
   for name in ("journal1", "journal3"):
     assert hypervisor.is_user_down(name)
   if not has_inodes:
@@ -294,7 +281,7 @@ def _play_full_disk(scratch: pathlib.Path, *, has_inodes: bool) -> None:
     guests[name].do(Deed.POWERDOWN_IGNORED)
     guests[name].do(Deed.LIE_DOWN)
     guests[name].end(Deed.KILL)
-    assert daemon.wait_verdict(name) == endings.POWERDOWN
+    assert daemon.wait_outcome(name) == endings.POWERDOWN
     assert not daemon.shutdown_file(name).exists()
 
   ballast.free()
@@ -308,8 +295,8 @@ def _play_full_disk(scratch: pathlib.Path, *, has_inodes: bool) -> None:
     has_marks = name in users or name == "socket2"
     warnings = _warnings(daemon, name)
     assert len(warnings) == (has_marks and not has_inodes), warnings
-    assert len(daemon.verdicts(name)) == 1
-  assert daemon.close() == 0
+    assert len(daemon.outcomes(name)) == 1
+  assert daemon.end() == 0
 
 
 @pytest.mark.parametrize("has_inodes", [True, False], ids=["bytes", "inodes"])
@@ -326,7 +313,7 @@ def test_queue_overflows(
 ) -> None:
   daemon = Daemon(ctrl_dir, scratch / "log")
   try:
-    os.kill(daemon.pid, signal.SIGSTOP)
+    daemon.send_signal(signal.SIGSTOP)
     ends = [ctrl_dir / "one", ctrl_dir / "other"]
     ends[0].touch()
     for _ in range(_MAX_QUEUED // 2 + 10):
@@ -336,7 +323,7 @@ def test_queue_overflows(
     late = _Guest(ctrl_dir, "late", journal=journal)
     if journal:
       early.end()
-    os.kill(daemon.pid, signal.SIGCONT)
+    daemon.send_signal(signal.SIGCONT)
     daemon.wait_line("lost track of what appeared in ")
     if not journal:
       early.attach()
@@ -344,7 +331,7 @@ def test_queue_overflows(
       late.attach()
     late.end()
     for guest in (early, late):
-      assert daemon.wait_verdict(guest.name) == endings.USER
+      assert daemon.wait_outcome(guest.name) == endings.USER
       assert daemon.shutdown_file(guest.name).exists()
   finally:
-    daemon.close()
+    daemon.end()

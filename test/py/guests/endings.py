@@ -14,22 +14,23 @@ import collections.abc
 import dataclasses
 import signal
 
+from kvmd_log import Outcome
+
 from guests import boot_sector, qemu
 from guests.boot_sector import Command
-from guests.daemon import Verdict
 
 Play = collections.abc.Callable[[qemu.Qemu], None]
 
-# The right verdicts, in the daemon's words
-USER = Verdict("user", "guest-shutdown")
-POWERDOWN = Verdict("administrator", "guest-shutdown after powerdown")
-SIGNAL = Verdict("administrator", "host-signal")
-QUIT = Verdict("administrator", "host-qmp-quit")
-HOST_RESET = Verdict("administrator", "host-qmp-system-reset")
-REBOOT = Verdict("guest reboot", "guest-reset")
-PANIC = Verdict("guest panic", "guest-panic")
-KILLED = Verdict("killed or crashed", "no SHUTDOWN")
-UNHEARD = Verdict("unknown", "ended before the daemon was attached")
+# The right outcomes, in the daemon's words
+USER = Outcome("user", "guest-shutdown")
+POWERDOWN = Outcome("administrator", "guest-shutdown after powerdown")
+SIGNAL = Outcome("administrator", "host-signal")
+QUIT = Outcome("administrator", "host-qmp-quit")
+HOST_RESET = Outcome("administrator", "host-qmp-system-reset")
+REBOOT = Outcome("guest reboot", "guest-reset")
+PANIC = Outcome("guest panic", "guest-panic")
+KILLED = Outcome("killed or crashed", "no SHUTDOWN")
+UNHEARD = Outcome("unknown", "ended before the daemon was attached")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Ending:
 
   #: In words that fit into a table
   what: str
-  right: Verdict
+  right: Outcome
   play: Play
   machine: qemu.Machine = qemu.PLAIN
   #: The verdict by the rule that looks at the sequence of events only

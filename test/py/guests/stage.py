@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 
-from guests import daemon, lifetime, qemu
+from kvmd_process import Daemon
+
+from guests import lifetime, qemu
 
 
 class Stage:
@@ -30,7 +32,7 @@ class Stage:
   def __exit__(self, *_: object) -> None:
     self._stack.close()
 
-  def daemon(self, *options: str) -> daemon.Daemon:
+  def daemon(self, *options: str) -> Daemon:
     """Start a daemon for the control directory.
 
     @param options: further options for it
@@ -38,8 +40,8 @@ class Stage:
     """
     self._started += 1
     log = self._path / f"log{self._started}"
-    process = daemon.Daemon(self.ctrl_dir, log, *options)
-    self._stack.callback(process.close)
+    process = Daemon(self.ctrl_dir, log, *options)
+    self._stack.callback(process.end)
     return process
 
   def qemu(

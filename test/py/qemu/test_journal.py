@@ -15,10 +15,11 @@ import pytest
 from ganeti.kvmd import ctrldir, journal, journal_files, lifecycle
 from guests import endings, lifetime
 from guests.boot_sector import Command
-from guests.daemon import Daemon, Verdict
 from guests.endings import Ending
 from guests.qemu import Machine, Qemu
 from guests.stage import Stage
+from kvmd_log import Outcome
+from kvmd_process import Daemon
 
 _JOURNAL = Machine(journal=True)
 
@@ -44,14 +45,14 @@ def _files(stage: Stage, name: str) -> set[str]:
   }
 
 
-def _check(stage: Stage, daemon: Daemon, name: str, right: Verdict) -> None:
+def _check(stage: Stage, daemon: Daemon, name: str, right: Outcome) -> None:
   """Checks the only verdict, and that just the right file is left."""
-  assert daemon.wait_verdict(name) == right
+  assert daemon.wait_outcome(name) == right
   left = {".shutdown"} if right == endings.USER else set()
   lifetime.wait_until(
     lambda: _files(stage, name) == left, f"files of {name} to be {left}"
   )
-  assert daemon.verdicts(name) == [right]
+  assert daemon.outcomes(name) == [right]
 
 
 def _verdict_without_daemon(stage: Stage, name: str) -> lifecycle.Verdict:
@@ -120,7 +121,7 @@ def test_started_again_at_once_under_the_same_name(stage: Stage) -> None:
   machine.signal(signal.SIGKILL)
   machine.wait()
   lifetime.wait_until(lambda: not _files(stage, "again"), "no file to be left")
-  assert daemon.verdicts("again")[-1] == endings.KILLED
+  assert daemon.outcomes("again")[-1] == endings.KILLED
 
 
 def test_socket_and_journal_side_by_side(stage: Stage) -> None:
@@ -134,7 +135,7 @@ def test_socket_and_journal_side_by_side(stage: Stage) -> None:
     machine.wait()
     _check(stage, daemon, machine.name, endings.USER)
   assert not any(
-    f"{by_journal.name}: attached" in line for line in daemon.lines()
+    f"{by_journal.name}: attached" in line for line in daemon.lines
   )
 
 
@@ -216,7 +217,7 @@ def test_spoilt_journal_is_never_the_users_and_harms_nobody(
   if spoil is not _truncated_in_a_word:
     daemon.wait_line(rf"instance {spoilt.name}: .*journal is of no use")
   assert ".shutdown" not in _files(stage, spoilt.name)
-  for verdict in daemon.verdicts(spoilt.name):
+  for verdict in daemon.outcomes(spoilt.name):
     assert verdict.verdict in {"unknown", "killed or crashed"}
 
 
@@ -234,4 +235,4 @@ def test_what_qemu_makes_is_older_than_its_reading(
     assert read.st_mtime_ns <= made.st_mtime_ns <= read.st_atime_ns
     ending.play(started)
     started.wait()
-    assert daemon.wait_verdict(started.name) == endings.KILLED
+    assert daemon.wait_outcome(started.name) == endings.KILLED

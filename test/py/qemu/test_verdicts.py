@@ -13,10 +13,11 @@ import socket
 import pytest
 from guests import endings, lifetime, linux, qemu
 from guests.boot_sector import Command
-from guests.daemon import Daemon, Verdict
 from guests.endings import Ending
 from guests.qemu import Machine, Qemu
 from guests.stage import Stage
+from kvmd_log import Outcome
+from kvmd_process import Daemon
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,14 +43,14 @@ def _wait_up(machine: Qemu, daemon: Daemon) -> None:
   daemon.wait_attached(machine.name)
 
 
-def _check(daemon: Daemon, instance: str, right: Verdict) -> None:
+def _check(daemon: Daemon, instance: str, right: Outcome) -> None:
   """Check the only verdict on an instance, and the file that says so."""
-  assert daemon.wait_verdict(instance) == right
-  assert daemon.verdicts(instance) == [right]
+  assert daemon.wait_outcome(instance) == right
+  assert daemon.outcomes(instance) == [right]
   _check_file(daemon, instance, right)
 
 
-def _check_file(daemon: Daemon, instance: str, right: Verdict) -> None:
+def _check_file(daemon: Daemon, instance: str, right: Outcome) -> None:
   path = daemon.shutdown_file(instance)
   files = {*daemon.ctrl_dir.glob(f"{instance}.*")}
   # A QEMU that was killed leaves its monitor behind
@@ -72,7 +73,7 @@ def test_ending(judge: Judge, ending: Ending) -> None:
     if judge.rule == "cause":
       _check(judge.daemon, machine.name, ending.right)
     else:
-      verdict = judge.daemon.wait_verdict(machine.name)
+      verdict = judge.daemon.wait_outcome(machine.name)
       assert verdict.verdict == ending.by_sequence
       _check_file(judge.daemon, machine.name, verdict)
 
@@ -97,7 +98,7 @@ def test_endings_at_once(stage: Stage) -> None:
   ids=["poweroff", "powerdown"],
 )
 def test_linux(
-  stage: Stage, linux_guest: qemu.Guest, play: endings.Play, right: Verdict
+  stage: Stage, linux_guest: qemu.Guest, play: endings.Play, right: Outcome
 ) -> None:
   daemon = stage.daemon()
   machine = stage.qemu(Machine(linux_guest))
@@ -163,7 +164,7 @@ def test_file_is_there_while_qemu_still_lives(stage: Stage) -> None:
   machine.user(Command.POWER_OFF)
   lifetime.wait_until(path.exists, "file written")
   assert machine.admin("query-status")["status"] == "shutdown"
-  assert daemon.verdicts(machine.name) == []
+  assert daemon.outcomes(machine.name) == []
 
   machine.admin("system_reset")
   lifetime.wait_until(lambda: not path.exists(), "file removed")
@@ -182,13 +183,13 @@ def test_file_outlives_a_daemon_that_is_replaced(stage: Stage) -> None:
   machine.user(Command.POWER_OFF)
   path = daemon.shutdown_file(machine.name)
   lifetime.wait_until(path.exists, "file written")
-  assert daemon.close() == 0
+  assert daemon.end() == 0
 
   successor = stage.daemon()
   successor.wait_attached(machine.name)
   assert path.exists()
   machine.admin("quit")
-  assert successor.wait_verdict(machine.name).verdict == "user"
+  assert successor.wait_outcome(machine.name).verdict == "user"
   assert path.exists()
 
 
@@ -197,7 +198,7 @@ def test_powerdown_outlives_a_daemon_that_is_replaced(stage: Stage) -> None:
   machine = stage.qemu()
   _wait_up(machine, daemon)
   endings.ignored_powerdown(machine)
-  assert daemon.close() == 0
+  assert daemon.end() == 0
 
   successor = stage.daemon()
   successor.wait_attached(machine.name)
@@ -215,9 +216,7 @@ def test_monitor_that_another_client_holds(stage: Stage) -> None:
     # Until it gets its turn, the daemon can know nothing of the guest
     neighbour = stage.qemu()
     daemon.wait_attached(neighbour.name)
-    assert not any(
-      f"{machine.name}: attached" in line for line in daemon.lines()
-    )
+    assert not any(f"{machine.name}: attached" in line for line in daemon.lines)
   daemon.wait_attached(machine.name)
   machine.user(Command.POWER_OFF)
   _check(daemon, machine.name, endings.USER)
@@ -240,9 +239,9 @@ def test_restart_at_once(stage: Stage, first: Ending, second: Ending) -> None:
   first.play(old)
   old.wait()
   new = stage.qemu(name="phoenix")
-  assert daemon.wait_verdict("phoenix") == first.right
+  assert daemon.wait_outcome("phoenix") == first.right
   new.wait_ready()
   daemon.wait_line(rf"phoenix: attached to .* process {new.pid}\b")
   second.play(new)
-  assert daemon.wait_verdict("phoenix", lives=2) == second.right
+  assert daemon.wait_outcome("phoenix", lives=2) == second.right
   _check_file(daemon, "phoenix", second.right)

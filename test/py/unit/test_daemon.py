@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import pathlib
-import re
 import resource
 import select
 import shutil
@@ -28,6 +27,7 @@ from unittest import mock
 import ctrl_files
 import fake_monitor
 import forked
+import kvmd_log
 import pytest
 from fake_monitor import (
   GREETING,
@@ -58,10 +58,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 PATIENCE = 10.0
-VERDICT = re.compile(
-  r"instance (\S+): verdict ([a-z ]+) \((.*)\) after ([0-9.]+) s(?:;.*)?"
-)
-ATTACHED = re.compile(r"instance (\S+): attached to QEMU (\S+), process (\d+)")
 
 
 class Qemu(NamedTuple):
@@ -144,12 +140,10 @@ class Scene:
     self.until(self.count, words)
 
   def verdicts(self, name):
-    found = filter(None, map(VERDICT.fullmatch, self.lines))
-    return [match.group(2) for match in found if match.group(1) == name]
+    return [each.verdict for each in kvmd_log.verdicts(self.lines, name)]
 
   def causes(self, name):
-    found = filter(None, map(VERDICT.fullmatch, self.lines))
-    return [match.group(3) for match in found if match.group(1) == name]
+    return [each.cause for each in kvmd_log.verdicts(self.lines, name)]
 
   def verdict(self, name, number=1):
     """Waits for the verdict on a life of an instance."""
@@ -253,12 +247,8 @@ def test_instance_that_was_there_before(scene):
   monitor = FakeMonitor(scene.ctrl_dir, "web1")
   scene.start()
   scene.serve(monitor)
-  (line,) = filter(ATTACHED.fullmatch, scene.lines)
-  assert ATTACHED.fullmatch(line).groups() == (
-    "web1",
-    VERSION,
-    str(os.getpid()),
-  )
+  (attached,) = filter(None, map(kvmd_log.attached, scene.lines))
+  assert attached == ("web1", VERSION, os.getpid())
 
 
 def test_instance_that_appears_later(scene):
@@ -552,8 +542,8 @@ def test_time_that_it_ran(scene):
   os.utime(monitor.path, ns=(hours_ago, hours_ago))
   scene.serve(monitor).quit()
   scene.verdict("web1")
-  (line,) = filter(VERDICT.fullmatch, scene.lines)
-  assert 7200 <= float(VERDICT.fullmatch(line).group(4)) < 7200 + PATIENCE
+  (verdict,) = kvmd_log.verdicts(scene.lines)
+  assert 7200 <= verdict.seconds < 7200 + PATIENCE
 
 
 def test_time_that_it_ran_when_the_clock_was_set_back(scene):
@@ -562,8 +552,8 @@ def test_time_that_it_ran_when_the_clock_was_set_back(scene):
   os.utime(monitor.path, ns=(later, later))
   scene.serve(monitor).quit()
   scene.verdict("web1")
-  (line,) = filter(VERDICT.fullmatch, scene.lines)
-  assert 0 <= float(VERDICT.fullmatch(line).group(4)) < PATIENCE
+  (verdict,) = kvmd_log.verdicts(scene.lines)
+  assert 0 <= verdict.seconds < PATIENCE
 
 
 def test_rule(scene):
@@ -1854,11 +1844,7 @@ def test_instances_that_come_and_go_leave_nothing(scene):
       qemu.quit()
     else:
       qemu.die()
-    scene.until(
-      lambda n=number: (
-        sum(map(bool, map(VERDICT.fullmatch, scene.lines))) == n + 1
-      )
-    )
+    scene.until(lambda n=number: len(kvmd_log.verdicts(scene.lines)) == n + 1)
   assert len(os.listdir("/proc/self/fd")) == before
 
 

@@ -15,13 +15,14 @@ import socket
 import subprocess
 
 import forked
+import kvmd_log
 import kvmd_process
 import pytest
-from fake_monitor import USER, FakeMonitor
+from fake_monitor import USER, FakeMonitor, attach
 from ganeti import constants
 from ganeti.kvmd import cluster, main
 from guests import lifetime
-from kvmd_process import LOG_LINE, Foreground, attach
+from kvmd_process import Foreground
 from kvmd_process import run as run_program
 
 NODE = "node1.example.com"
@@ -70,9 +71,9 @@ class Node:
   def messages(self):
     """What is in the log file."""
     lines = self.log.read_text().splitlines()
-    matches = list(map(LOG_LINE.fullmatch, lines))
-    assert all(matches), lines
-    return [match.group(3) for match in matches]
+    messages = kvmd_log.messages(lines)
+    assert len(messages) == len(lines), lines
+    return messages
 
 
 @pytest.fixture
@@ -150,7 +151,7 @@ def test_log_is_opened_anew(node, foreground):
   foreground.says("watching")
   rotated = node.log.with_suffix(".1")
   node.log.rename(rotated)
-  foreground.process.send_signal(1)
+  foreground.send_signal(1)
   lifetime.wait_until(node.log.exists, "the new log file")
   (node.ctrl_dir / "web1.kvmd").touch()
   lifetime.wait_until(lambda: "web1" in node.log.read_text(), "a line")
@@ -164,7 +165,7 @@ def test_log_that_cannot_be_opened_anew(node, foreground):
   rotated = node.log.with_suffix(".1")
   node.log.rename(rotated)
   node.log.mkdir()
-  foreground.process.send_signal(1)
+  foreground.send_signal(1)
   foreground.says("cannot reopen")
   assert "cannot reopen" in rotated.read_text()
   assert foreground.end() == 0

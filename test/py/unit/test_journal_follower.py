@@ -16,6 +16,7 @@ import types
 from unittest import mock
 
 import forked
+import kvmd_log
 import pytest
 from fake_monitor import GREETING, USER, FakeMonitor, encode, event
 from ganeti.kvmd import ctrldir, journal, journal_files, lifecycle
@@ -148,12 +149,7 @@ class Place:
     return sum(words in line for line in self.lines)
 
   def verdicts(self, name="web1"):
-    begin = f"instance {name}: verdict "
-    return [
-      line[len(begin) :].partition(" (")[0]
-      for line in self.lines
-      if line.startswith(begin)
-    ]
+    return [each.verdict for each in kvmd_log.verdicts(self.lines, name)]
 
   def allocated(self, name="web1"):
     return journal_files.extent(self.control, name).allocated

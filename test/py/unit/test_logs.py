@@ -25,7 +25,7 @@ from ganeti.kvmd.logs import Logs
 from ganeti.kvmd.signals import Signals
 from hypothesis import given
 from hypothesis import strategies as st
-from kvmd_process import LOG_LINE
+from kvmd_log import LOG_LINE
 
 
 def logged(message, *arguments, debug=False, level=logging.INFO):

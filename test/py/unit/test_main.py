@@ -18,12 +18,13 @@ import sys
 import time
 
 import forked
+import kvmd_log
 import kvmd_process
 import pytest
-from fake_monitor import SIGNAL, USER, FakeMonitor
+from fake_monitor import SIGNAL, USER, FakeMonitor, attach
 from ganeti.kvmd import VERSION, ctrldir, main, pidfile, timing
 from guests import lifetime
-from kvmd_process import LOG_LINE, Foreground, attach
+from kvmd_process import Foreground
 from kvmd_process import run as run_program
 
 PATIENCE = 20.0
@@ -375,9 +376,9 @@ def test_every_line_looks_like_those_of_ganeti(start, ctrl_dir):
   lines = process.text.splitlines()
   assert len(lines) > 4
   for line in lines:
-    match = LOG_LINE.fullmatch(line)
-    assert match, line
-    assert match.group(1) == str(process.pid)
+    found = kvmd_log.parse(line)
+    assert found, line
+    assert found.process == process.pid
   assert " DEBUG " in process.text
 
 
@@ -406,7 +407,7 @@ def test_what_others_say_is_escaped(start, ctrl_dir):
   for _ in names:
     process.says("cannot reach")
   process.end()
-  assert all(map(LOG_LINE.fullmatch, process.text.splitlines()))
+  assert all(map(kvmd_log.parse, process.text.splitlines()))
   assert process.text.replace("\n", "").isprintable()
   assert process.text.count("cannot reach") == len(names)
 
