@@ -5,16 +5,12 @@
 
 from __future__ import annotations
 
-import collections.abc
 import ctypes.util
 import functools
 import importlib.util
-import itertools
 import os
 import pathlib
 import sys
-
-import pytest
 
 _HERE = pathlib.Path(__file__).resolve().parent
 _BUILD = pathlib.Path(
@@ -29,9 +25,10 @@ os.environ.setdefault(
   "HYPOTHESIS_STORAGE_DIRECTORY", str(_BUILD / ".hypothesis")
 )
 
-import fake_monitor  # noqa: E402
 import hypothesis  # noqa: E402
-from guests import lifetime  # noqa: E402
+from fixtures import _scratch, ctrl_dir, scratch  # noqa: E402
+
+__all__ = ["_scratch", "ctrl_dir", "scratch"]
 
 # The same examples each time, whatever else the machine does; other ones, and
 # more, with HYPOTHESIS_PROFILE=thorough.
@@ -61,29 +58,3 @@ if importlib.util.find_spec("ganeti.constants") is None:
     "unit/test_launch.py",
     "unit/test_stock.py",
   ]
-
-
-@pytest.fixture(scope="session")
-def _scratch() -> collections.abc.Iterator[tuple[pathlib.Path, int]]:
-  with lifetime.scratch_directory() as path:
-    # Some tests are played by another user.
-    path.chmod(0o755)
-    yield path, itertools.count()
-
-
-@pytest.fixture
-def scratch(_scratch) -> collections.abc.Iterator[pathlib.Path]:
-  """A directory for one test, with a short path that has no links in it."""
-  path, numbers = _scratch
-  mine = path / str(next(numbers))
-  mine.mkdir()
-  yield mine
-  fake_monitor.end_all()
-
-
-@pytest.fixture
-def ctrl_dir(scratch: pathlib.Path) -> pathlib.Path:
-  """A control directory for one test."""
-  path = scratch / "ctrl"
-  path.mkdir()
-  return path
