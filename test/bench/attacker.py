@@ -23,15 +23,15 @@ from typing import Callable, NamedTuple, NoReturn
 import payloads
 from pretended import (
   GREETING,
-  GUEST_SHUTDOWN,
   JOURNAL_COMMANDS,
   JOURNAL_EVENTS,
   MONITOR,
   NEGOTIATED,
   UNINTERESTING,
+  USER,
   begin_journal,
   end_with_parent,
-  event_line,
+  event,
   punch_hole,
 )
 
@@ -167,7 +167,7 @@ def _new_sockets(place: Place) -> NoReturn:
 
 def _short_lives(place: Place) -> NoReturn:
   """Makes a monitor that says that its user turned it off, and so on."""
-  line = event_line("SHUTDOWN", GUEST_SHUTDOWN)
+  line = event("SHUTDOWN", USER)
   while True:
     with place.listen() as listener:
       listener.settimeout(_CLIENT_SECONDS)
@@ -247,7 +247,7 @@ def _journal_bytes(place: Place) -> NoReturn:
 
 def _journal_closings(place: Place) -> NoReturn:
   """Opens the journal for each event, and closes it."""
-  line = event_line(*UNINTERESTING[0])
+  line = event(*UNINTERESTING[0])
   os.close(_begin(place))
   _announce()
   while True:
@@ -288,7 +288,7 @@ def _closed_journals(make: Callable[[], bytes]) -> Callable[[Place], NoReturn]:
 
 def _touch(place: Place) -> NoReturn:
   """Dates what tells one life from the next."""
-  line = event_line(*UNINTERESTING[0])
+  line = event(*UNINTERESTING[0])
   journal = _begin(place)
   _announce()
   while True:

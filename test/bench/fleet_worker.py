@@ -35,11 +35,11 @@ from typing import Any, NamedTuple, Optional
 
 from pretended import (
   GREETING,
-  GUEST_SHUTDOWN,
   UNINTERESTING,
+  USER,
   begin_journal,
   end_with_parent,
-  event_line,
+  event,
 )
 
 STATUS = {"status": "running", "singlestep": False, "running": True}
@@ -315,7 +315,7 @@ class _Worker:
     """
     sent = 0
     for number in range(rounds):
-      line = event_line(*UNINTERESTING[number % len(UNINTERESTING)])
+      line = event(*UNINTERESTING[number % len(UNINTERESTING)])
       sent += sum(monitor.say(line) for monitor in self._monitors.values())
       self._await_reading()
     return {"sent": sent}
@@ -342,7 +342,7 @@ class _Worker:
     """Ends instances whose users turned them off; None is all of them."""
     if names is None:
       names = list(self._monitors)
-    line = event_line("SHUTDOWN", GUEST_SHUTDOWN)
+    line = event("SHUTDOWN", USER)
     times = []
     for name in names:
       monitor = self._monitors.pop(name)

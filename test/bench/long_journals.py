@@ -17,20 +17,15 @@ from typing import NamedTuple
 import fleet
 import node_side
 import peers
-from pretended import (
-  GUEST_SHUTDOWN,
-  UNINTERESTING,
-  begin_journal,
-  event_line,
-)
+from pretended import RESET, UNINTERESTING, USER, begin_journal, event
 
 _TIMEOUT = 60
 # In every thirty events, that many count.
 _CHATTER = 27
 _COUNTED = (
-  ("RESET", '{"guest": true, "reason": "guest-reset"}'),
-  ("STOP", ""),
-  ("RESUME", ""),
+  ("RESET", RESET),
+  ("STOP",),
+  ("RESUME",),
 )
 
 
@@ -66,12 +61,12 @@ class Row(NamedTuple):
 
 
 def _events(count: int) -> bytes:
-  lines = [event_line(*each) for each in _COUNTED]
+  lines = [event(*each) for each in _COUNTED]
   lines += [
-    event_line(*each)
+    event(*each)
     for each in itertools.islice(itertools.cycle(UNINTERESTING), _CHATTER)
   ]
-  last = event_line("SHUTDOWN", GUEST_SHUTDOWN)
+  last = event("SHUTDOWN", USER)
   rounds, rest = divmod(count - 1, len(lines))
   return (
     b"".join(lines) * rounds + b"".join(lines[-rest:] if rest else []) + last

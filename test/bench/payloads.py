@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 
-from pretended import GUEST_SHUTDOWN, UNINTERESTING, event_line
+from pretended import RESET, UNINTERESTING, USER, event
 
 _CHUNK = 64 * 1024
 # The longest message that ever was accepted is 1 MiB.
@@ -20,16 +20,16 @@ def _filled(line: bytes, size: int) -> bytes:
 
 def chatter() -> bytes:
   """Gives events that mean nothing here."""
-  return _filled(b"".join(event_line(*x) for x in UNINTERESTING), _CHUNK)
+  return _filled(b"".join(event(*x) for x in UNINTERESTING), _CHUNK)
 
 
 def counted() -> bytes:
   """Gives events that all count: each contradicts the one before."""
   lines = (
-    event_line("SHUTDOWN", GUEST_SHUTDOWN),
-    event_line("RESET", '{"guest": true, "reason": "guest-reset"}'),
-    event_line("STOP"),
-    event_line("RESUME"),
+    event("SHUTDOWN", USER),
+    event("RESET", RESET),
+    event("STOP"),
+    event("RESUME"),
   )
   return _filled(b"".join(lines), _CHUNK)
 
@@ -48,7 +48,7 @@ def brackets() -> bytes:
 def long() -> bytes:
   """Gives an event of nearly 1 MB."""
   text = "a" * _LONG
-  return event_line("RTC_CHANGE", f'{{"offset": "{text}"}}')
+  return event("RTC_CHANGE", {"offset": text})
 
 
 def unending() -> bytes:

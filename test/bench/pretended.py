@@ -9,43 +9,20 @@ import contextlib
 import ctypes
 import os
 import signal
-import time
+import sys
 
-GREETING = (
-  b'{"QMP": {"version": {"qemu": {"micro": 19, "minor": 2, "major": 7}, '
-  b'"package": "Debian 1:7.2+dfsg-7+deb12u18"}, "capabilities": ["oob"]}}\r\n'
+# One place has the words of all pretended QEMUs.
+sys.path.append(
+  os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "py")
 )
-COMMANDS = b'{"execute": "qmp_capabilities"}\r\n'
-NEGOTIATED = b'{"return": {}}\r\n'
-GUEST_SHUTDOWN = '{"guest": true, "reason": "guest-shutdown"}'
 
-# What a healthy guest says now and then, and nobody needs to hear.
-UNINTERESTING = (
-  (
-    "RTC_CHANGE",
-    '{"offset": 78, "qom-path": "/machine/unattached/device[7]"}',
-  ),
-  ("BALLOON_CHANGE", '{"actual": 944766976}'),
-  (
-    "NIC_RX_FILTER_CHANGED",
-    '{"name": "net0", "path": "/machine/peripheral/net0/virtio-backend"}',
-  ),
-  (
-    "VNC_CONNECTED",
-    (
-      '{"server": {"auth": "none", "family": "ipv4", "service": "5901", '
-      '"host": "127.0.0.1", "websocket": false}, "client": {"family": "ipv4", '
-      '"service": "43120", "host": "127.0.0.1", "websocket": false}}'
-    ),
-  ),
-  (
-    "DEVICE_TRAY_MOVED",
-    (
-      '{"device": "ide1-cd0", "tray-open": true, '
-      '"id": "/machine/unattached/device[24]"}'
-    ),
-  ),
-)
+import fake_monitor
+from fake_monitor import NEGOTIATED, RESET, UNINTERESTING, USER, event
+
+__all__ = ["NEGOTIATED", "RESET", "UNINTERESTING", "USER", "event"]
+
+GREETING = fake_monitor.encode(fake_monitor.GREETING)
+COMMANDS = fake_monitor.encode({"execute": "qmp_capabilities"})
 
 MONITOR = ".kvmd"
 JOURNAL_COMMANDS = ".journal.in"
@@ -68,21 +45,6 @@ _libc.fallocate.argtypes = [
   ctypes.c_int64,
   ctypes.c_int64,
 ]
-
-
-def event_line(name: str, data: str = "") -> bytes:
-  """Makes one event as QEMU writes it, with the time of day.
-
-  @param data: as JSON; empty for an event that has none
-
-  """
-  microseconds = time.time_ns() // 1000
-  fields = f', "data": {data}' if data else ""
-  return (
-    f'{{"timestamp": {{"seconds": {microseconds // 1000000}, '
-    f'"microseconds": {microseconds % 1000000}}}, '
-    f'"event": "{name}"{fields}}}\r\n'
-  ).encode()
 
 
 def begin_journal(path: str) -> int:
@@ -110,10 +72,7 @@ def begin_journal(path: str) -> int:
         _fallocate(fd, _KEEP_SIZE, 0, _RESERVED)
     finally:
       os.close(fd)
-  journal = os.open(path + JOURNAL_EVENTS, os.O_RDWR)
-  os.write(journal, GREETING)
-  os.write(journal, NEGOTIATED)
-  return journal
+  return fake_monitor.open_journal(path + JOURNAL_EVENTS)
 
 
 def punch_hole(descriptor: int, position: int, length: int) -> None:

@@ -25,7 +25,7 @@ from faults.flood import GARBAGE, Flood
 from faults.steps import Deed, Start
 
 _POWERDOWN = ("POWERDOWN", None)
-_RESET = ("RESET", {"guest": True, "reason": "guest-reset"})
+_RESET = ("RESET", fake_monitor.RESET)
 _SHUTDOWN: dict[Deed, typing.Any] = {
   Deed.USER_POWERS_OFF: fake_monitor.USER,
   Deed.LIE_DOWN: fake_monitor.USER,
@@ -60,8 +60,8 @@ _PAGE = os.sysconf("SC_PAGESIZE")
 _CHATTER = fake_monitor.event("RTC_CHANGE", {"offset": 1})
 
 _GREETING = fake_monitor.encode(fake_monitor.GREETING)
-_NEGOTIATED = fake_monitor.encode({"return": {}})
-_HANDSHAKE = len(_GREETING) + len(_NEGOTIATED)
+_NEGOTIATED = fake_monitor.NEGOTIATED
+_HANDSHAKE = len(fake_monitor.BEGINNING)
 
 
 class _Client:
@@ -288,12 +288,12 @@ class FakeQemu:
 
   def _open_journal(self) -> None:
     path = self._ctrl_dir / (self._name + ctrldir.JOURNAL_EVENTS)
-    self._journal = os.open(path, os.O_RDWR)
     # Like QEMU, it reads what it is told when it has made its sockets.
     commands = self._ctrl_dir / (self._name + ctrldir.JOURNAL_COMMANDS)
     read = time.time_ns() + self._plan.shift * 10**9
     os.utime(commands, ns=(read, commands.stat().st_mtime_ns))
-    self._write(_GREETING + _NEGOTIATED)
+    self._journal = os.open(path, os.O_RDWR)
+    self._write(fake_monitor.BEGINNING)
 
   def _begun(self) -> None:
     self.has_begun = True

@@ -10,6 +10,7 @@ import pathlib
 import typing
 
 import fake_monitor
+import kvmd_process
 import pytest
 from fake_monitor import Connection, FakeMonitor
 from ganeti.kvmd import ctrldir, journal_files
@@ -18,8 +19,7 @@ from guests.stage import Stage
 from kvmd_process import Daemon
 
 _GREETING = fake_monitor.encode(fake_monitor.GREETING)
-_ANSWER = fake_monitor.encode({"return": {}})
-_HANDSHAKE = _GREETING + _ANSWER
+_HANDSHAKE = fake_monitor.BEGINNING
 _POWERDOWN = fake_monitor.event("POWERDOWN")
 _SHUTDOWN = fake_monitor.event("SHUTDOWN", fake_monitor.USER)
 _ALL = _HANDSHAKE + _POWERDOWN + _SHUTDOWN
@@ -38,7 +38,7 @@ class _Guest:
 
   def accept(self) -> None:
     """Wait for the daemon."""
-    self._client = fake_monitor.accept(self._monitor)
+    self._client = kvmd_process.accept(self._monitor)
 
   def say(self, data: bytes) -> None:
     if data:
@@ -46,7 +46,7 @@ class _Guest:
 
   def negotiate(self) -> None:
     """Let the daemon attach."""
-    fake_monitor.negotiate(self._client)
+    kvmd_process.negotiate(self._client)
 
   def die(self) -> None:
     self._monitor.die()

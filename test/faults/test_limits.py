@@ -13,6 +13,7 @@ import typing
 
 import fake_monitor
 import forked
+import kvmd_process
 import pytest
 from fake_monitor import FakeMonitor
 from ganeti.kvmd import ctrldir, journal_files
@@ -33,9 +34,7 @@ _SLACK = 1024
 
 _EVENT = fake_monitor.event("RTC_CHANGE", {"offset": 1})
 _SHUTDOWN = fake_monitor.event("SHUTDOWN", fake_monitor.USER)
-_HANDSHAKE = fake_monitor.encode(fake_monitor.GREETING) + fake_monitor.encode(
-  {"return": {}}
-)
+_HANDSHAKE = fake_monitor.BEGINNING
 
 _PAGE = os.sysconf("SC_PAGESIZE")
 
@@ -89,7 +88,7 @@ def _memory(daemon: Daemon) -> int:
 def _send(daemon: Daemon, ctrl_dir: pathlib.Path, count: int) -> None:
   """Lets a monitor say as many events, and end."""
   monitor = FakeMonitor(ctrl_dir, "one")
-  client = fake_monitor.attach(monitor)
+  client = kvmd_process.attach(monitor)
   data = memoryview(_EVENT * count + _SHUTDOWN)
 
   def is_said() -> bool:

@@ -4,6 +4,7 @@
 """A monitor that does what it is told, when it is told, and nothing else.
 
 It takes no thread: a test does a step here and lets the daemon do its own.
+Who pretends to be a QEMU in another way takes its words from here as well.
 """
 
 from __future__ import annotations
@@ -15,22 +16,60 @@ import pathlib
 import select
 import socket
 import time
-from typing import TYPE_CHECKING
-
-from guests import lifetime
-
-if TYPE_CHECKING:
-  from typing import Any, Optional
+from typing import Any, Optional, Union
 
 VERSION = "9.8.7"
 GREETING = {
   "QMP": {
-    "version": {"qemu": {"major": 9, "minor": 8, "micro": 7}, "package": ""},
+    "version": {
+      "qemu": {"micro": 7, "minor": 8, "major": 9},
+      "package": "Debian 1:9.8.7+dfsg-7+deb99u8",
+    },
     "capabilities": ["oob"],
   }
 }
 USER = {"guest": True, "reason": "guest-shutdown"}
 SIGNAL = {"guest": False, "reason": "host-signal"}
+RESET = {"guest": True, "reason": "guest-reset"}
+
+#: What a healthy guest says now and then, and nobody needs to hear
+UNINTERESTING: tuple[tuple[str, dict[str, Any]], ...] = (
+  (
+    "RTC_CHANGE",
+    {"offset": 78, "qom-path": "/machine/unattached/device[7]"},
+  ),
+  ("BALLOON_CHANGE", {"actual": 944766976}),
+  (
+    "NIC_RX_FILTER_CHANGED",
+    {"name": "net0", "path": "/machine/peripheral/net0/virtio-backend"},
+  ),
+  (
+    "VNC_CONNECTED",
+    {
+      "server": {
+        "auth": "none",
+        "family": "ipv4",
+        "service": "5901",
+        "host": "127.0.0.1",
+        "websocket": False,
+      },
+      "client": {
+        "family": "ipv4",
+        "service": "43120",
+        "host": "127.0.0.1",
+        "websocket": False,
+      },
+    },
+  ),
+  (
+    "DEVICE_TRAY_MOVED",
+    {
+      "device": "ide1-cd0",
+      "tray-open": True,
+      "id": "/machine/unattached/device[24]",
+    },
+  ),
+)
 
 
 def encode(message: dict[str, Any]) -> bytes:
@@ -39,7 +78,7 @@ def encode(message: dict[str, Any]) -> bytes:
 
 
 def event(name: str, data: Optional[dict[str, Any]] = None) -> bytes:
-  """Writes an event as QEMU does."""
+  """Writes an event as QEMU does, with the time of day."""
   seconds, rest = divmod(time.time_ns(), 10**9)
   message: dict[str, Any] = {
     "timestamp": {"seconds": seconds, "microseconds": rest // 1000},
@@ -48,6 +87,24 @@ def event(name: str, data: Optional[dict[str, Any]] = None) -> bytes:
   if data is not None:
     message["data"] = data
   return encode(message)
+
+
+#: The answer to C{qmp_capabilities}
+NEGOTIATED = encode({"return": {}})
+
+#: What a journal begins with
+BEGINNING = encode(GREETING) + NEGOTIATED
+
+
+def open_journal(path: Union[str, pathlib.Path]) -> int:
+  """Opens a journal's file of events, and begins it, as QEMU does.
+
+  @return: the descriptor to write it to
+
+  """
+  journal = os.open(path, os.O_RDWR)
+  os.write(journal, BEGINNING)
+  return journal
 
 
 # All that live, as one that nobody refers to would be closed.
@@ -195,31 +252,3 @@ def _identity(path: pathlib.Path) -> Optional[tuple[int, int]]:
   except FileNotFoundError:
     return None
   return found.st_ino, found.st_mtime_ns
-
-
-def accept(monitor: FakeMonitor) -> Connection:
-  """Waits for a daemon in another process to connect to a monitor."""
-  found: list[Connection] = []
-
-  def has_come() -> bool:
-    connection = monitor.accept()
-    if connection is not None:
-      found.append(connection)
-    return bool(found)
-
-  lifetime.wait_until(has_come, f"a connection to {monitor.instance}")
-  return found[0]
-
-
-def negotiate(connection: Connection) -> None:
-  """Lets a daemon in another process attach."""
-  connection.greet()
-  lifetime.wait_until(lambda: connection.receive() > 0, "a command")
-  connection.answer()
-
-
-def attach(monitor: FakeMonitor) -> Connection:
-  """Lets a daemon in another process attach to a monitor."""
-  connection = accept(monitor)
-  negotiate(connection)
-  return connection

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
   from collections.abc import Callable, Iterator, Sequence
   from typing import Optional
 
+  from fake_monitor import Connection, FakeMonitor
   from kvmd_log import Outcome
 
 _SOURCE_DIR = pathlib.Path(__file__).resolve().parents[2]
@@ -224,6 +225,34 @@ class Daemon(Foreground):
   def shutdown_file(self, instance: str) -> pathlib.Path:
     """The file that says that an instance's user turned it off."""
     return self.ctrl_dir / f"{instance}.shutdown"
+
+
+def accept(monitor: FakeMonitor) -> Connection:
+  """Waits for a daemon to connect to a monitor."""
+  found: list[Connection] = []
+
+  def has_come() -> bool:
+    connection = monitor.accept()
+    if connection is not None:
+      found.append(connection)
+    return bool(found)
+
+  lifetime.wait_until(has_come, f"a connection to {monitor.instance}")
+  return found[0]
+
+
+def negotiate(connection: Connection) -> None:
+  """Lets a daemon attach that has connected."""
+  connection.greet()
+  lifetime.wait_until(lambda: connection.receive() > 0, "a command")
+  connection.answer()
+
+
+def attach(monitor: FakeMonitor) -> Connection:
+  """Lets a daemon attach to a monitor."""
+  connection = accept(monitor)
+  negotiate(connection)
+  return connection
 
 
 class Detached:

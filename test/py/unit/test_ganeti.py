@@ -18,11 +18,11 @@ import forked
 import kvmd_log
 import kvmd_process
 import pytest
-from fake_monitor import USER, FakeMonitor, attach
+from fake_monitor import USER, FakeMonitor
 from ganeti import constants
 from ganeti.kvmd import cluster, main
 from guests import lifetime
-from kvmd_process import Foreground
+from kvmd_process import Foreground, attach
 from kvmd_process import run as run_program
 
 NODE = "node1.example.com"

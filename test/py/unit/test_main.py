@@ -21,10 +21,10 @@ import forked
 import kvmd_log
 import kvmd_process
 import pytest
-from fake_monitor import SIGNAL, USER, FakeMonitor, attach
+from fake_monitor import SIGNAL, USER, FakeMonitor
 from ganeti.kvmd import VERSION, ctrldir, main, pidfile, timing
 from guests import lifetime
-from kvmd_process import Foreground
+from kvmd_process import Foreground, attach
 from kvmd_process import run as run_program
 
 PATIENCE = 20.0
