@@ -208,9 +208,8 @@ def begin_journal(directory, name):
     ctrldir.ControlDirectory(str(directory), held, ".kvmd"), name
   )
   os.close(held)
-  file = (directory / f"{name}.journal.out").open("r+b", buffering=0)
-  file.write(encode(GREETING) + encode({"return": {}}))
-  return file
+  journal = fake_monitor.open_journal(directory / f"{name}.journal.out")
+  return os.fdopen(journal, "r+b", buffering=0)
 
 
 def play_qemu(directory, name, *, has_journal=False):

@@ -9,12 +9,11 @@ import os
 import time
 
 import pytest
-from fake_monitor import GREETING, USER, encode, event
+from fake_monitor import BEGINNING, USER, event
 from ganeti.kvmd import ctrldir, inquiry, journal, journal_files
 from ganeti.kvmd.lifecycle import Rule
 from ganeti.kvmd.marks import Mark
 
-BEGINNING = encode(GREETING) + encode({"return": {}})
 END = event("SHUTDOWN", USER)
 CHATTER = event("RTC_CHANGE", {"offset": 1})
 

@@ -16,7 +16,7 @@ from unittest import mock
 import ctrl_files
 import forked
 import pytest
-from fake_monitor import GREETING, USER, encode, event
+from fake_monitor import BEGINNING, USER, event
 from ganeti.kvmd import journal, journal_files
 from ganeti.kvmd.ctrldir import (
   JOURNAL_DIGEST,
@@ -29,7 +29,6 @@ from histories import HISTORIES, judge
 from hypothesis import given
 from hypothesis import strategies as st
 
-BEGINNING = encode(GREETING) + encode({"return": {}})
 END = event("SHUTDOWN", USER)
 NAME = "web1"
 

@@ -18,7 +18,7 @@ from unittest import mock
 import forked
 import kvmd_log
 import pytest
-from fake_monitor import GREETING, USER, FakeMonitor, encode, event
+from fake_monitor import BEGINNING, USER, FakeMonitor, event, open_journal
 from ganeti.kvmd import ctrldir, journal, journal_files, lifecycle
 from ganeti.kvmd.following import Monitor, State
 from ganeti.kvmd.marks import Mark
@@ -29,7 +29,6 @@ from ganeti.kvmd.shared import Shared
 from ganeti.kvmd.timing import Timing
 from ganeti.kvmd.verdicts import Verdicts
 
-BEGINNING = encode(GREETING) + encode({"return": {}})
 END = event("SHUTDOWN", USER)
 CHATTER = event("RTC_CHANGE", {"offset": 1})
 PAGE = os.sysconf("SC_PAGESIZE")
@@ -41,8 +40,7 @@ class Qemu:
   def __init__(self, control, name):
     self.name = name
     self._path = os.path.join(control.path, name + ctrldir.JOURNAL_EVENTS)
-    self._descriptor = os.open(self._path, os.O_RDWR)
-    self.write(BEGINNING)
+    self._descriptor = open_journal(self._path)
 
   def write(self, data):
     assert os.write(self._descriptor, data) == len(data)
