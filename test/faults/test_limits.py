@@ -174,7 +174,7 @@ def _grow_journal(ctrl_dir: pathlib.Path, log: pathlib.Path) -> None:
   guest.do(Deed.POWERDOWN_IGNORED)
   highest = 0
   for _ in range(5):
-    daemon = Daemon(ctrl_dir, log, "--rescan-interval=0.05")
+    daemon = Daemon(ctrl_dir, log, "--rescan-interval=0.01")
     try:
       for _ in range(20):
         guest.do(Deed.CHATTER)

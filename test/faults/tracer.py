@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import pathlib
 import signal
 import time
 
@@ -25,6 +24,9 @@ _SEIZE = 0x4206
 _INTERRUPT = 0x4207
 _SAY_WHERE = 0x420E
 _MARK_SYSTEM_CALLS = 1
+
+#: So often it is asked for a halt before it is asked for what else it does.
+_BRIEFLY = 20
 
 #: struct ptrace_syscall_info, and what it begins with where a call begins
 _PLACE_SIZE = 88
@@ -48,7 +50,7 @@ class Tracer:
 
     """
     self._process = process
-    self._stat = pathlib.Path(f"/proc/{process}/stat")
+    self._stat = f"/proc/{process}/stat"
     self._is_halted = False
     self._request(_SEIZE, _MARK_SYSTEM_CALLS)
     self.halt()
@@ -88,6 +90,12 @@ class Tracer:
     @return: the status; None if it waits for something itself
 
     """
+    for _ in range(_BRIEFLY):
+      process, status = os.waitpid(self._process, os.WNOHANG)
+      if process:
+        assert os.WIFSTOPPED(status), status
+        return status
+      os.sched_yield()
     deadline = time.monotonic() + lifetime.PATIENCE
     while time.monotonic() < deadline:
       # In this order: it may be halted in between.
@@ -107,7 +115,8 @@ class Tracer:
     return place.raw.startswith(_BEGINS)
 
   def _waits(self) -> bool:
-    return self._stat.read_text().rpartition(")")[2].split()[0] == "S"
+    with open(self._stat, "rb", buffering=0) as stream:
+      return stream.read(4096).rpartition(b")")[2].startswith(b" S")
 
   def detach(self) -> None:
     """Let it go."""
