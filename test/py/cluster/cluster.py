@@ -171,6 +171,9 @@ class Cluster:
   def _initialise(self) -> None:
     node = self._new_node(1)
     self._share(node)
+    # Ganeti makes sure that nobody has the address; nobody ever answers.
+    vacant = ("unreachable", address(10))
+    node.run("ip", "route", "add", *vacant)
     node.gnt(
       "cluster",
       "init",
@@ -187,6 +190,7 @@ class Cluster:
       f"--hypervisor-parameters={_HYPERVISOR}",
       NAME,
     )
+    node.run("ip", "route", "del", *vacant)
     self.nodes.append(node)
 
   def _new_node(self, number: int) -> Node:

@@ -19,7 +19,9 @@ import dataclasses
 import os
 import pathlib
 import subprocess
+import threading
 import traceback
+import typing
 
 from guests import lifetime
 from guests.boot_sector import Command
@@ -47,6 +49,8 @@ _NO_REBOOT = "reboot_behavior=exit"
 _SHARED = "sharedfile"
 
 _WATCHER_LOG = "/var/log/ganeti/watcher.log"
+
+_Result = typing.TypeVar("_Result")
 
 _RUNS = "the daemon runs"
 _RUNS_NOT = "the daemon does not run"
@@ -503,7 +507,7 @@ def perform(
   side: sides.Side,
   shown: collections.abc.Iterable[pathlib.Path],
 ) -> dict[Scenario, Stage]:
-  """Play scenarios on a cluster of one node, then of two.
+  """Play scenarios on clusters, side by side where the side allows it.
 
   @param side: what the nodes have
   @param shown: directories of this machine that the nodes see as they are
@@ -511,22 +515,79 @@ def perform(
 
   """
   wanted = list(scenarios)
+  clusters = [(ALONE,), (ONE_NODE, TWO_NODES)]
+  if side.at_once == 1:
+    clusters = [(ALONE, ONE_NODE, TWO_NODES)]
+  performing = [
+    in_background(
+      lambda groups=groups, number=number: _perform_on_one(
+        f"{side.name}{number}-{os.getpid()}", groups, side, shown
+      )
+    )
+    for number, groups in enumerate(_only(wanted, each) for each in clusters)
+    if any(groups)
+  ]
+  played = {
+    scenario: stage
+    for future in performing
+    for scenario, stage in future.result().items()
+  }
+  return {scenario: played[scenario] for scenario in wanted}
+
+
+def _only(
+  wanted: list[Scenario], groups: tuple[tuple[Scenario, ...], ...]
+) -> list[list[Scenario]]:
+  return [[each for each in group if each in wanted] for group in groups]
+
+
+def in_background(
+  function: collections.abc.Callable[[], _Result],
+) -> concurrent.futures.Future[_Result]:
+  """Calls a function in a thread of its own, which nobody has to wait for.
+
+  A cluster ends with the thread that has started it.
+
+  """
+  future: concurrent.futures.Future[_Result] = concurrent.futures.Future()
+
+  def call() -> None:
+    try:
+      future.set_result(function())
+    except BaseException as err:  # noqa: BLE001
+      future.set_exception(err)
+
+  threading.Thread(target=call, daemon=True).start()
+  return future
+
+
+def _perform_on_one(
+  name: str,
+  groups: collections.abc.Iterable[list[Scenario]],
+  side: sides.Side,
+  shown: collections.abc.Iterable[pathlib.Path],
+) -> dict[Scenario, Stage]:
+  """Play scenarios on a cluster of one node, then of two.
+
+  @param name: of the cluster
+  @param groups: those in one are played at the same time if they may be
+
+  """
   stages: dict[Scenario, Stage] = {}
-  cluster = Cluster.start(f"{side.name}-{os.getpid()}", shown, side.prepare)
+  cluster = Cluster.start(name, shown, side.prepare)
   try:
-    for group in (ALONE, ONE_NODE, TWO_NODES):
-      chosen = [scenario for scenario in group if scenario in wanted]
-      if chosen and group is TWO_NODES:
+    for group in groups:
+      if len(cluster.nodes) == 1 and any(each in TWO_NODES for each in group):
         cluster.add_node()
       # Two migrations to a node at the same time would need two ports
-      at_once = side.at_once if group is ONE_NODE else 1
+      at_once = side.at_once if any(each in ONE_NODE for each in group) else 1
       with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
         performing = [
-          pool.submit(scenario.perform, cluster, side) for scenario in chosen
+          pool.submit(scenario.perform, cluster, side) for scenario in group
         ]
       stages.update(
         (scenario, future.result())
-        for scenario, future in zip(chosen, performing)
+        for scenario, future in zip(group, performing)
       )
   finally:
     cluster.stop()

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import os
 import pathlib
+from concurrent.futures import Future
 
 import pytest
 
-from cluster import comparison, scenarios, sides
+from cluster import comparison, scenarios
 from cluster.scenarios import Scenario, Stage
 
 _SOURCE_DIR = pathlib.Path(__file__).resolve().parents[3]
-_BUILD_DIR = pathlib.Path(
-  os.environ.get("GANETI_KVMD_BUILD", _SOURCE_DIR / "build")
-)
 
 pytestmark = pytest.mark.skipif(
   os.geteuid() != 0, reason="only root can make a cluster in namespaces"
@@ -31,28 +29,18 @@ _DAEMON_ONLY = (
 )
 
 
-def _play(
-  request: pytest.FixtureRequest, fixture: str, side: sides.Side
-) -> dict[Scenario, Stage]:
-  """Play those scenarios on one cluster that are to be tested."""
-  tested = [
-    item.callspec.params["scenario"]
-    for item in request.session.items
-    if fixture in getattr(item, "fixturenames", ())
-  ]
-  return scenarios.perform(tested, side, {_SOURCE_DIR, _BUILD_DIR})
-
-
 @pytest.fixture(scope="session")
-def stages(request: pytest.FixtureRequest) -> dict[Scenario, Stage]:
-  return _play(request, "stages", sides.Ours(_BUILD_DIR))
+def stages(
+  playing: dict[str, Future[dict[Scenario, Stage]]],
+) -> dict[Scenario, Stage]:
+  return playing["stages"].result()
 
 
 @pytest.fixture(scope="session")
 def daemon_only_stages(
-  request: pytest.FixtureRequest,
+  playing: dict[str, Future[dict[Scenario, Stage]]],
 ) -> dict[Scenario, Stage]:
-  return _play(request, "daemon_only_stages", sides.OurDaemon(_BUILD_DIR))
+  return playing["daemon_only_stages"].result()
 
 
 @pytest.mark.parametrize("scenario", scenarios.ALL, ids=lambda it: it.title)
