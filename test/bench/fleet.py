@@ -26,6 +26,7 @@ import sys
 import time
 from typing import Any, Callable, NamedTuple
 
+from errors import BenchError
 from fleet_worker import Source
 
 _WORKER = os.path.join(
@@ -38,7 +39,7 @@ _POLL_SECONDS = 0.002
 _PROBE_SECONDS = 0.1
 
 
-class FleetError(Exception):
+class FleetError(BenchError):
   """The fleet cannot do what it was told."""
 
 

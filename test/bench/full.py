@@ -19,10 +19,10 @@ import beside
 import fleet
 import long_journals
 import measure
-import node_side
 import peers
 import report
 import sandbox
+from errors import BenchError
 
 if TYPE_CHECKING:
   from collections.abc import Iterator
@@ -457,14 +457,7 @@ def main() -> int:
     peers.prepare()
     results = _measure([makers[x] for x in arguments.peers], arguments)
     report.write(results, output)
-  except (
-    OSError,
-    fleet.FleetError,
-    measure.MeasureError,
-    node_side.RequestError,
-    peers.NotMeasured,
-    sandbox.SandboxError,
-  ) as err:
+  except (OSError, BenchError) as err:
     print(f"devel/bench: {err}", file=sys.stderr)
     return 1
   print(report.as_text(results))

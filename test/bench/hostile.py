@@ -15,14 +15,12 @@ import sys
 import attacker
 import beside
 import endurance
-import fleet
 import hostile_report
 import limits
 import long_journals
-import measure
-import node_side
 import peers
 import sandbox
+from errors import BenchError
 
 
 def _run_short(arguments: argparse.Namespace) -> bool:
@@ -99,14 +97,7 @@ def main() -> int:
       holds = _run_short(arguments)
     else:
       holds = endurance.run(arguments.attacks, arguments.minutes)
-  except (
-    OSError,
-    fleet.FleetError,
-    measure.MeasureError,
-    node_side.RequestError,
-    peers.NotMeasured,
-    sandbox.SandboxError,
-  ) as err:
+  except (OSError, BenchError) as err:
     print(f"devel/bench: {err}", file=sys.stderr)
     return 1
   return 0 if holds else 1

@@ -18,6 +18,8 @@ import struct
 import time
 from typing import TYPE_CHECKING, Callable, NamedTuple, Optional
 
+from errors import BenchError
+
 if TYPE_CHECKING:
   from collections.abc import Iterable
 
@@ -41,7 +43,7 @@ _RESOLUTION_SECONDS = 0.001
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class MeasureError(Exception):
+class MeasureError(BenchError):
   """Something cannot be measured; the message says why."""
 
 

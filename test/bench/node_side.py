@@ -21,6 +21,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, NamedTuple, Optional
 
+from errors import BenchError
 from pretended import end_with_parent
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class Answer(NamedTuple):
   shut_down: int
 
 
-class RequestError(Exception):
+class RequestError(BenchError):
   """The node daemon's code cannot be used; the message says why."""
 
 

@@ -24,6 +24,7 @@ from typing import NamedTuple, Optional
 import fleet
 import measure
 import sandbox
+from errors import BenchError
 
 BENCH = os.path.dirname(os.path.abspath(__file__))
 TOP = os.path.dirname(os.path.dirname(BENCH))
@@ -41,7 +42,7 @@ _READY_TIMEOUT = 20
 _STOP_TIMEOUT = 10
 
 
-class NotMeasured(Exception):
+class NotMeasured(BenchError):
   """A peer cannot be had here; the message says why."""
 
 

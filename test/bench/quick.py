@@ -23,6 +23,7 @@ import limits
 import measure
 import peers
 import sandbox
+from errors import BenchError
 
 _INSTANCES = 1000
 _SAMPLES = 50
@@ -231,12 +232,7 @@ def main() -> int:
   try:
     sandbox.enter()
     run(repeat)
-  except (
-    fleet.FleetError,
-    measure.MeasureError,
-    peers.NotMeasured,
-    sandbox.SandboxError,
-  ) as err:
+  except BenchError as err:
     print(f"{os.path.basename(__file__)}: {err}", file=sys.stderr)
     return 1
   return 0

@@ -17,6 +17,8 @@ import socket
 import sys
 from typing import NoReturn, Optional
 
+from errors import BenchError
+
 # Always there on Linux; the benchmark sees a file system of its own in it.
 WORKSPACE = "/dev/shm"
 
@@ -33,7 +35,7 @@ _ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class SandboxError(Exception):
+class SandboxError(BenchError):
   """The namespaces cannot be made; the message says what is missing."""
 
 
