@@ -40,9 +40,7 @@ def playing(
       if fixture in getattr(item, "fixturenames", ())
     ]
     if tested and os.geteuid() == 0:
-      begun[fixture] = scenarios.in_background(
-        lambda tested=tested, side=side: scenarios.perform(
-          tested, side(_BUILD_DIR), {_SOURCE_DIR, _BUILD_DIR}
-        )
+      begun[fixture] = scenarios.perform_in_background(
+        tested, side(_BUILD_DIR), {_SOURCE_DIR, _BUILD_DIR}
       )
   return begun

@@ -21,7 +21,6 @@ import pathlib
 import subprocess
 import threading
 import traceback
-import typing
 
 from guests import lifetime
 from guests.boot_sector import Command
@@ -49,8 +48,6 @@ _NO_REBOOT = "reboot_behavior=exit"
 _SHARED = "sharedfile"
 
 _WATCHER_LOG = "/var/log/ganeti/watcher.log"
-
-_Result = typing.TypeVar("_Result")
 
 _RUNS = "the daemon runs"
 _RUNS_NOT = "the daemon does not run"
@@ -105,6 +102,17 @@ class Stage:
     seen = instance.shutdown_files()
     names = [node.name for node in nodes]
     self.note(after, _shutdown_files(names), _shutdown_files(seen))
+
+  def look_all(
+    self, after: str, instance: Instance, expected: State, *nodes: Node
+  ) -> None:
+    """Note what there is to see of an instance, with its shutdown files.
+
+    @param nodes: those that should have one
+
+    """
+    self.look(after, instance, expected)
+    self.look_files(after, instance, *nodes)
 
   def attempt(
     self, what: str, command: collections.abc.Callable[[], None], expected: str
@@ -209,8 +217,7 @@ def user_and_administrator(stage: Stage) -> None:
   vm.power_off()
   stage.look("the user's poweroff again", vm, USER_DOWN)
   vm.shutdown()
-  stage.look("shutdown after that", vm, ADMIN_DOWN)
-  stage.look_files("shutdown after that", vm)
+  stage.look_all("shutdown after that", vm, ADMIN_DOWN)
   vm.shutdown()
   stage.look("shutdown once more", vm, ADMIN_DOWN)
   stage.start(vm)
@@ -226,17 +233,14 @@ def shutdowns(stage: Stage) -> None:
   stage.start(vm)
   vm.user(Command.OBEY_BUTTON)
   vm.shutdown()
-  stage.look("shutdown, which the guest obeys", vm, ADMIN_DOWN)
-  stage.look_files("shutdown, which the guest obeys", vm)
+  stage.look_all("shutdown, which the guest obeys", vm, ADMIN_DOWN)
   stage.start(vm)
   vm.user(Command.IGNORE_BUTTON)
   vm.shutdown(timeout=1)
-  stage.look("shutdown, which the guest ignores", vm, ADMIN_DOWN)
-  stage.look_files("shutdown, which the guest ignores", vm)
+  stage.look_all("shutdown, which the guest ignores", vm, ADMIN_DOWN)
   stage.start(vm)
   vm.shutdown(timeout=0)
-  stage.look("shutdown that does not wait for the guest", vm, ADMIN_DOWN)
-  stage.look_files("shutdown that does not wait for the guest", vm)
+  stage.look_all("shutdown that does not wait for the guest", vm, ADMIN_DOWN)
   stage.start(vm)
   vm.power_off()
   stage.look("start and the user's poweroff", vm, USER_DOWN)
@@ -276,8 +280,7 @@ def ends_of_qemu(stage: Stage) -> None:
     stage.start(vm)
     end()
     vm.wait_gone()
-    stage.look(after, vm, ERROR_DOWN)
-    stage.look_files(after, vm)
+    stage.look_all(after, vm, ERROR_DOWN)
   vm.shutdown()
   stage.look("shutdown after that", vm, ADMIN_DOWN)
 
@@ -408,23 +411,18 @@ def migration(stage: Stage) -> None:
   stage.start(vm)
   vm.migrate(two)
   stage.side.attend(vm)
-  stage.look("migration", vm, RUNNING)
-  stage.look_files("migration", vm)
+  stage.look_all("migration", vm, RUNNING)
   vm.power_off()
-  stage.look("the user's poweroff after that", vm, USER_DOWN)
-  stage.look_files("the user's poweroff after that", vm, two)
+  stage.look_all("the user's poweroff after that", vm, USER_DOWN, two)
   stage.start(vm)
   for node in (one, two, one):
     vm.migrate(node)
   stage.side.attend(vm)
-  stage.look("migration there, back and there", vm, RUNNING)
-  stage.look_files("migration there, back and there", vm)
+  stage.look_all("migration there, back and there", vm, RUNNING)
   vm.power_off()
-  stage.look("the user's poweroff after that", vm, USER_DOWN)
-  stage.look_files("the user's poweroff after that", vm, one)
+  stage.look_all("the user's poweroff after that", vm, USER_DOWN, one)
   vm.shutdown()
-  stage.look("shutdown after that", vm, ADMIN_DOWN)
-  stage.look_files("shutdown after that", vm)
+  stage.look_all("shutdown after that", vm, ADMIN_DOWN)
 
 
 def failover(stage: Stage) -> None:
@@ -433,14 +431,11 @@ def failover(stage: Stage) -> None:
   stage.start(vm)
   vm.failover(two)
   stage.side.attend(vm)
-  stage.look("failover", vm, RUNNING)
-  stage.look_files("failover", vm)
+  stage.look_all("failover", vm, RUNNING)
   vm.power_off()
-  stage.look("the user's poweroff after that", vm, USER_DOWN)
-  stage.look_files("the user's poweroff after that", vm, two)
+  stage.look_all("the user's poweroff after that", vm, USER_DOWN, two)
   vm.failover(one)
-  stage.look("failover after that", vm, RUNNING)
-  stage.look_files("failover after that", vm)
+  stage.look_all("failover after that", vm, RUNNING)
   stage.side.attend(vm)
   vm.power_off()
   stage.look("the user's poweroff after that", vm, USER_DOWN)
@@ -456,11 +451,9 @@ def failed_migration(stage: Stage) -> None:
       lambda: vm.migrate(two),
       "refused",
     )
-  stage.look("the same", vm, RUNNING)
-  stage.look_files("the same", vm)
+  stage.look_all("the same", vm, RUNNING)
   vm.power_off()
-  stage.look("the user's poweroff after that", vm, USER_DOWN)
-  stage.look_files("the user's poweroff after that", vm, one)
+  stage.look_all("the user's poweroff after that", vm, USER_DOWN, one)
 
 
 def maintenance(stage: Stage) -> None:
@@ -507,7 +500,7 @@ def perform(
   side: sides.Side,
   shown: collections.abc.Iterable[pathlib.Path],
 ) -> dict[Scenario, Stage]:
-  """Play scenarios on clusters, side by side where the side allows it.
+  """Play scenarios on a cluster of one node, then of two.
 
   @param side: what the nodes have
   @param shown: directories of this machine that the nodes see as they are
@@ -515,83 +508,50 @@ def perform(
 
   """
   wanted = list(scenarios)
-  clusters = [(ALONE,), (ONE_NODE, TWO_NODES)]
-  if side.at_once == 1:
-    clusters = [(ALONE, ONE_NODE, TWO_NODES)]
-  performing = [
-    in_background(
-      lambda groups=groups, number=number: _perform_on_one(
-        f"{side.name}{number}-{os.getpid()}", groups, side, shown
-      )
-    )
-    for number, groups in enumerate(_only(wanted, each) for each in clusters)
-    if any(groups)
-  ]
-  played = {
-    scenario: stage
-    for future in performing
-    for scenario, stage in future.result().items()
-  }
-  return {scenario: played[scenario] for scenario in wanted}
-
-
-def _only(
-  wanted: list[Scenario], groups: tuple[tuple[Scenario, ...], ...]
-) -> list[list[Scenario]]:
-  return [[each for each in group if each in wanted] for group in groups]
-
-
-def in_background(
-  function: collections.abc.Callable[[], _Result],
-) -> concurrent.futures.Future[_Result]:
-  """Calls a function in a thread of its own, which nobody has to wait for.
-
-  A cluster ends with the thread that has started it.
-
-  """
-  future: concurrent.futures.Future[_Result] = concurrent.futures.Future()
-
-  def call() -> None:
-    try:
-      future.set_result(function())
-    except BaseException as err:  # noqa: BLE001
-      future.set_exception(err)
-
-  threading.Thread(target=call, daemon=True).start()
-  return future
-
-
-def _perform_on_one(
-  name: str,
-  groups: collections.abc.Iterable[list[Scenario]],
-  side: sides.Side,
-  shown: collections.abc.Iterable[pathlib.Path],
-) -> dict[Scenario, Stage]:
-  """Play scenarios on a cluster of one node, then of two.
-
-  @param name: of the cluster
-  @param groups: those in one are played at the same time if they may be
-
-  """
   stages: dict[Scenario, Stage] = {}
-  cluster = Cluster.start(name, shown, side.prepare)
+  cluster = Cluster.start(f"{side.name}-{os.getpid()}", shown, side.prepare)
   try:
-    for group in groups:
-      if len(cluster.nodes) == 1 and any(each in TWO_NODES for each in group):
+    for group in (ALONE, ONE_NODE, TWO_NODES):
+      chosen = [scenario for scenario in group if scenario in wanted]
+      if chosen and group is TWO_NODES:
         cluster.add_node()
       # Two migrations to a node at the same time would need two ports
-      at_once = side.at_once if any(each in ONE_NODE for each in group) else 1
+      at_once = side.at_once if group is ONE_NODE else 1
       with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
         performing = [
-          pool.submit(scenario.perform, cluster, side) for scenario in group
+          pool.submit(scenario.perform, cluster, side) for scenario in chosen
         ]
       stages.update(
         (scenario, future.result())
-        for scenario, future in zip(group, performing)
+        for scenario, future in zip(chosen, performing)
       )
   finally:
     cluster.stop()
   return stages
+
+
+def perform_in_background(
+  scenarios: collections.abc.Iterable[Scenario],
+  side: sides.Side,
+  shown: collections.abc.Iterable[pathlib.Path],
+) -> concurrent.futures.Future[dict[Scenario, Stage]]:
+  """Play scenarios in a thread of its own, which nobody has to wait for.
+
+  When this process ends that thread does, and with it the cluster.
+
+  """
+  future: concurrent.futures.Future[dict[Scenario, Stage]] = (
+    concurrent.futures.Future()
+  )
+
+  def play() -> None:
+    try:
+      future.set_result(perform(scenarios, side, shown))
+    except BaseException as err:  # noqa: BLE001
+      future.set_exception(err)
+
+  threading.Thread(target=play, daemon=True).start()
+  return future
 
 
 DAEMON = Scenario("the daemon", daemon)
