@@ -9,6 +9,7 @@ import os
 import pathlib
 import typing
 
+import ctrl_files
 import fake_monitor
 import kvmd_process
 import pytest
@@ -196,21 +197,15 @@ def test_journal(stage: Stage, away: bool) -> None:
   said = _HANDSHAKE + _SHUTDOWN
   rights = {}
   greeted = len(_GREETING) - _LINE_END
-  directory = os.open(stage.ctrl_dir, os.O_RDONLY)
-  for cut in range(len(said) + 1):
-    name = f"cut{cut}"
-    journal_files.prepare(
-      ctrldir.ControlDirectory(
-        str(stage.ctrl_dir), directory, ctrldir.MONITOR_SUFFIX
-      ),
-      name,
-    )
-    path = stage.ctrl_dir / (name + ctrldir.JOURNAL_EVENTS)
-    with open(path, "r+b", buffering=0) as stream:
-      stream.write(said[:cut])
-    if cut >= greeted:
-      rights[name] = _right(said[:cut])
-  os.close(directory)
+  with ctrl_files.opened(stage.ctrl_dir) as directory:
+    for cut in range(len(said) + 1):
+      name = f"cut{cut}"
+      journal_files.prepare(directory, name)
+      path = stage.ctrl_dir / (name + ctrldir.JOURNAL_EVENTS)
+      with open(path, "r+b", buffering=0) as stream:
+        stream.write(said[:cut])
+      if cut >= greeted:
+        rights[name] = _right(said[:cut])
   daemon = daemon or stage.daemon()
   _check_all(stage, daemon, rights)
   for cut in range(greeted):

@@ -1,10 +1,11 @@
 # Copyright (C) 2026 the ganeti-kvmd developers
 # SPDX-License-Identifier: BSD-2-Clause
 
-"""What is in a control directory."""
+"""A control directory from the outside, as the hypervisor has it."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING
 
@@ -12,8 +13,21 @@ from ganeti.kvmd import ctrldir
 
 if TYPE_CHECKING:
   import pathlib
+  from collections.abc import Iterator
 
 
 def names(directory: pathlib.Path) -> set[str]:
   """Lists what there is, but for the lock file, which stays."""
   return set(os.listdir(directory)) - {ctrldir.LOCK_FILE}
+
+
+@contextlib.contextmanager
+def opened(directory: pathlib.Path) -> Iterator[ctrldir.ControlDirectory]:
+  """Opens it for a while, where nobody watches it or somebody else does."""
+  descriptor = os.open(directory, os.O_RDONLY)
+  try:
+    yield ctrldir.ControlDirectory(
+      str(directory), descriptor, ctrldir.MONITOR_SUFFIX
+    )
+  finally:
+    os.close(descriptor)

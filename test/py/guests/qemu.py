@@ -102,18 +102,11 @@ PLAIN = Machine()
 
 def _prepare_journal(ctrl_dir: pathlib.Path, name: str) -> list[str]:
   """Do as the hypervisor does and return QEMU's options."""
-  from ganeti.kvmd import ctrldir, journal_files  # only the build has them
+  import ctrl_files  # only the build has what it needs
+  from ganeti.kvmd import journal_files
 
-  descriptor = os.open(ctrl_dir, os.O_RDONLY)
-  try:
-    return journal_files.prepare(
-      ctrldir.ControlDirectory(
-        str(ctrl_dir), descriptor, ctrldir.MONITOR_SUFFIX
-      ),
-      name,
-    )
-  finally:
-    os.close(descriptor)
+  with ctrl_files.opened(ctrl_dir) as directory:
+    return journal_files.prepare(directory, name)
 
 
 class _Line:

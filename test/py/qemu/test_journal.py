@@ -11,6 +11,7 @@ import math
 import os
 import signal
 
+import ctrl_files
 import pytest
 from ganeti.kvmd import ctrldir, journal, journal_files, lifecycle
 from guests import endings, lifetime
@@ -57,18 +58,12 @@ def _check(stage: Stage, daemon: Daemon, name: str, right: Outcome) -> None:
 
 def _verdict_without_daemon(stage: Stage, name: str) -> lifecycle.Verdict:
   """Does what the hypervisor does."""
-  descriptor = os.open(stage.ctrl_dir, os.O_RDONLY)
-  try:
-    directory = ctrldir.ControlDirectory(
-      str(stage.ctrl_dir), descriptor, ctrldir.MONITOR_SUFFIX
-    )
+  with ctrl_files.opened(stage.ctrl_dir) as directory:
     with journal_files.opened(directory, name) as found:
       assert not found.is_being_written
       reading = journal.Reading(found, lifecycle.Rule.CAUSE)
       reading.advance(found, None, math.inf)
       return reading.record(found).lifecycle.outcome.verdict
-  finally:
-    os.close(descriptor)
 
 
 @pytest.mark.parametrize("ending", endings.ALL, ids=lambda ending: ending.what)
