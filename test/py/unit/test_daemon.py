@@ -203,11 +203,8 @@ def begin_journal(directory, name):
   @return: the file that QEMU writes to
 
   """
-  held = os.open(directory, os.O_RDONLY)
-  journal_files.prepare(
-    ctrldir.ControlDirectory(str(directory), held, ".kvmd"), name
-  )
-  os.close(held)
+  with ctrl_files.opened(directory) as held:
+    journal_files.prepare(held, name)
   journal = fake_monitor.open_journal(directory / f"{name}.journal.out")
   return os.fdopen(journal, "r+b", buffering=0)
 
