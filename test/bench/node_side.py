@@ -78,7 +78,10 @@ class Request:
     configuration = os.path.join(os.path.dirname(node.directory), "conf")
     os.makedirs(configuration, exist_ok=True)
     for name in names:
-      open(os.path.join(configuration, name + ".runtime"), "wb").close()
+      path = os.path.join(configuration, name + ".runtime")
+      open(path, "wb").close()
+      # It was there first: a younger one is of a later life than the journal.
+      os.utime(path, (0, 0))
     self._errors = os.path.join(node.log, "node-daemon")
     with open(self._errors, "wb") as errors:
       self._process = subprocess.Popen(
