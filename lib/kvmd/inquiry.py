@@ -17,7 +17,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from ganeti.kvmd import journal, journal_files, lifecycle
+from ganeti.kvmd import journal, journal_files, lifecycle, mark_files
 from ganeti.kvmd.marks import Mark
 
 if TYPE_CHECKING:
@@ -74,7 +74,9 @@ def is_user_shutdown(
         return None
       with budget.use() as seconds:
         reading = journal.Reading(files, rule)
-        marked = directory.marked_at(Mark.POWERDOWN, name, files.life)
+        marked = mark_files.marked_at(
+          directory, Mark.POWERDOWN, name, files.life
+        )
         reading.advance(files, marked, seconds)
       if reading.is_complete:
         return _verdict(reading.record(files))

@@ -26,15 +26,13 @@ missing.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import fcntl
 import os
 import signal
-import stat
 from typing import TYPE_CHECKING, NamedTuple
 
-from ganeti.kvmd import digest, qmp
+from ganeti.kvmd import digest, own_files, qmp, space
 from ganeti.kvmd.ctrldir import (
   JOURNAL,
   JOURNAL_COMMANDS,
@@ -51,24 +49,7 @@ if TYPE_CHECKING:
   from ganeti.kvmd.ctrldir import ControlDirectory
 
 #: In the order in which they are removed.
-_FILES = (
-  JOURNAL_EVENTS,
-  JOURNAL_NEW_DIGEST,
-  JOURNAL_COMMANDS,
-  JOURNAL_DIGEST,
-)
-
-_FILE_MODE = 0o600
-
-#: Errors that say nothing about a file, only about us or the machine; EAGAIN:
-#: somebody asks just now who writes it.
-_OUR_TROUBLE = (
-  errno.EAGAIN,
-  errno.EIO,
-  errno.EMFILE,
-  errno.ENFILE,
-  errno.ENOMEM,
-)
+_FILES = (JOURNAL_EVENTS, JOURNAL_NEW_DIGEST, JOURNAL_COMMANDS, JOURNAL_DIGEST)
 
 #: Longest that the hypervisor waits for the daemon, in seconds.
 _LOCK_PATIENCE = 1.0
@@ -77,17 +58,6 @@ _LOCK_PATIENCE = 1.0
 #: on a full file system: some four hundred events. Without a daemon a journal
 #: has this much and no more.
 RESERVED = 64 * 1024
-
-#: Most that is given back at a time of a journal that is of no use, in bytes:
-#: that takes a millisecond or two.
-_MAX_CUT = 16 * 1024 * 1024
-
-# linux/falloc.h
-_KEEP_SIZE = 1
-_PUNCH_HOLE = 2
-
-#: Holes are made of whole pages.
-_PAGE = os.sysconf("SC_PAGESIZE")
 
 
 class JournalError(Exception):
@@ -117,13 +87,13 @@ def prepare(directory: ControlDirectory, name: str) -> list[str]:
   with _daemon_kept_out(directory):
     try:
       _remove(directory, name)
-      os.close(_create(directory, name + JOURNAL_DIGEST))
-      _write(directory, name + JOURNAL_COMMANDS, qmp.CAPABILITIES)
-      events = _create(directory, name + JOURNAL_EVENTS)
-      try:
-        _reserve(events, 0)
-      finally:
-        os.close(events)
+      own_files.write(directory.descriptor, name + JOURNAL_DIGEST, b"")
+      own_files.write(
+        directory.descriptor, name + JOURNAL_COMMANDS, qmp.CAPABILITIES
+      )
+      events = own_files.create(directory.descriptor, name + JOURNAL_EVENTS)
+      with open(events, "wb"):
+        space.reserve(events, 0, RESERVED)
     except OSError:
       with contextlib.suppress(OSError):
         _remove(directory, name)
@@ -197,15 +167,8 @@ def opened(directory: ControlDirectory, name: str) -> Iterator[JournalFiles]:
     raise FileNotFoundError(
       errno.ENOENT, os.strerror(errno.ENOENT), name + JOURNAL_EVENTS
     )
-  events = _open(directory, name + JOURNAL_EVENTS, os.O_RDONLY)
-  try:
-    if os.fstat(events).st_ino != life.inode:
-      raise FileNotFoundError(
-        errno.ENOENT, "replaced by that of another life", name + JOURNAL_EVENTS
-      )
+  with _opened_events(directory, name, life, os.O_RDONLY) as events:
     yield JournalFiles(directory, name, events, life)
-  finally:
-    os.close(events)
 
 
 class JournalFiles:
@@ -272,16 +235,15 @@ class JournalFiles:
     """
     journal = self.life.inode
     try:
-      descriptor = _open(
-        self._directory, self._name + JOURNAL_DIGEST, os.O_RDONLY
-      )
+      with _believed():
+        text = own_files.read(
+          self._directory.descriptor,
+          self._name + JOURNAL_DIGEST,
+          digest.MAX_SIZE,
+        )
     except FileNotFoundError:
       # It was removed while we look: what was read will not count.
-      return digest.Digest(journal, 0, "", [])
-    try:
-      text = os.read(descriptor, digest.MAX_SIZE)
-    finally:
-      os.close(descriptor)
+      text = b""
     if not text:
       return digest.Digest(journal, 0, "", [])
     try:
@@ -311,10 +273,12 @@ class JournalFiles:
           if err.errno != errno.ENOSPC:
             raise
           # Of what is reserved a page will do, till that is done anew.
-          _punch_hole(writable, self.extent().size + _PAGE, 2 * RESERVED)
+          space.punch_hole(
+            writable, self.extent().size + space.PAGE, 2 * RESERVED
+          )
           self._replace_digest(read)
-        _punch_hole(writable, 0, read.position)
-        _reserve(writable, read.position)
+        space.punch_hole(writable, 0, read.position)
+        space.reserve(writable, read.position, RESERVED)
 
   def reserve(self) -> None:
     """Makes sure that QEMU has room for its last words.
@@ -323,7 +287,7 @@ class JournalFiles:
 
     """
     with self._writable() as writable:
-      _reserve(writable, os.fstat(writable).st_size)
+      space.reserve(writable, os.fstat(writable).st_size, RESERVED)
 
   def cut(self) -> None:
     """Gives back some of what there is, read or not, but not all at once.
@@ -334,47 +298,20 @@ class JournalFiles:
 
     """
     with self._writable() as writable:
-      try:
-        begin = os.lseek(writable, 0, os.SEEK_DATA)
-      except OSError as err:
-        if err.errno != errno.ENXIO:
-          raise
-        # Whoever has it open may have reserved as much as there is, behind
-        # its end: a file that is cut there has no more of that.
-        os.ftruncate(writable, os.fstat(writable).st_size)
-      else:
-        _punch_hole(writable, begin // _PAGE * _PAGE, _MAX_CUT)
+      space.cut(writable)
 
   def _replace_digest(self, read: digest.Digest) -> None:
-    new = self._name + JOURNAL_NEW_DIGEST
-    _write(self._directory, new, read.encode())
-    os.utime(
-      new,
-      ns=(self.life.born, self.life.born),
-      dir_fd=self._directory.descriptor,
-      follow_symlinks=False,
-    )
-    os.rename(
-      new,
+    own_files.replace(
+      self._directory.descriptor,
       self._name + JOURNAL_DIGEST,
-      src_dir_fd=self._directory.descriptor,
-      dst_dir_fd=self._directory.descriptor,
+      self._name + JOURNAL_NEW_DIGEST,
+      read.encode(),
+      self.life.born,
     )
 
-  @contextlib.contextmanager
-  def _writable(self) -> Iterator[int]:
+  def _writable(self) -> contextlib.AbstractContextManager[int]:
     """Opens the events for writing, if they are still those of this life."""
-    descriptor = _open(self._directory, self._name + JOURNAL_EVENTS, os.O_RDWR)
-    try:
-      if not os.path.sameopenfile(descriptor, self._events):
-        raise FileNotFoundError(
-          errno.ENOENT,
-          "replaced by that of another life",
-          self._name + JOURNAL_EVENTS,
-        )
-      yield descriptor
-    finally:
-      os.close(descriptor)
+    return _opened_events(self._directory, self._name, self.life, os.O_RDWR)
 
 
 def extent(directory: ControlDirectory, name: str) -> Optional[Extent]:
@@ -384,15 +321,8 @@ def extent(directory: ControlDirectory, name: str) -> Optional[Extent]:
   @raise OSError: if that cannot be found out
 
   """
-  try:
-    found = os.stat(
-      name + JOURNAL_EVENTS,
-      dir_fd=directory.descriptor,
-      follow_symlinks=False,
-    )
-  except FileNotFoundError:
-    return None
-  return _extent(found)
+  found = directory.find(name + JOURNAL_EVENTS)
+  return None if found is None else _extent(found)
 
 
 def _extent(found: os.stat_result) -> Extent:
@@ -401,10 +331,7 @@ def _extent(found: os.stat_result) -> Extent:
 
 def _remove(directory: ControlDirectory, name: str) -> None:
   for ending in _FILES:
-    try:
-      os.unlink(name + ending, dir_fd=directory.descriptor)
-    except FileNotFoundError:
-      pass
+    own_files.remove(directory.descriptor, name + ending)
 
 
 @contextlib.contextmanager
@@ -414,12 +341,11 @@ def _daemon_kept_out(directory: ControlDirectory) -> Iterator[None]:
   One that was stopped in there must not keep instances from starting.
 
   """
-  is_locked = directory.lock(_LOCK_PATIENCE)
+  directory.locks.lock(_LOCK_PATIENCE)
   try:
     yield
   finally:
-    if is_locked:
-      directory.unlock()
+    directory.locks.unlock()
 
 
 @contextlib.contextmanager
@@ -429,107 +355,43 @@ def _locked(directory: ControlDirectory) -> Iterator[None]:
   @raise BlockingIOError: if it is about to
 
   """
-  if not directory.lock(0.0):
+  if not directory.locks.lock(0.0):
     raise BlockingIOError(
       errno.EAGAIN, os.strerror(errno.EAGAIN), directory.path
     )
   try:
     yield
   finally:
-    directory.unlock()
+    directory.locks.unlock()
 
 
-def _open(directory: ControlDirectory, name: str, flags: int) -> int:
-  """Opens a file that must be regular, ours, and nowhere else.
+@contextlib.contextmanager
+def _opened_events(
+  directory: ControlDirectory, name: str, life: Life, flags: int
+) -> Iterator[int]:
+  """Opens the events of one life of an instance.
 
-  @raise FileNotFoundError: if there is none
+  @raise FileNotFoundError: if there are none
+  @raise JournalError: if they are in no file of our own
   @raise OSError: if there is no descriptor left, or the like
-  @raise JournalError: if it is none of that, or cannot be opened
 
   """
+  name += JOURNAL_EVENTS
+  with _believed():
+    descriptor = own_files.open_own(directory.descriptor, name, flags)
   try:
-    descriptor = os.open(
-      name,
-      flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC,
-      dir_fd=directory.descriptor,
-    )
-  except OSError as err:
-    if err.errno in (errno.ENOENT, errno.ENAMETOOLONG):
-      raise FileNotFoundError(err.errno, err.strerror, name) from err
-    if err.errno in _OUR_TROUBLE:
-      raise
-    raise JournalError(f"cannot open {name}: {err.strerror}") from err
-  found = os.fstat(descriptor)
-  if (
-    not stat.S_ISREG(found.st_mode)
-    or found.st_nlink > 1
-    or found.st_uid != os.geteuid()
-  ):
+    if os.fstat(descriptor).st_ino != life.inode:
+      reason = "replaced by that of another life"
+      raise FileNotFoundError(errno.ENOENT, reason, name)
+    yield descriptor
+  finally:
     os.close(descriptor)
-    raise JournalError(f"{name} is no regular file of our own")
-  return descriptor
 
 
-def _create(directory: ControlDirectory, name: str) -> int:
-  """Makes a new file in the place of whatever there is.
-
-  @return: its descriptor, open for writing
-
-  """
-  with contextlib.suppress(FileNotFoundError):
-    os.unlink(name, dir_fd=directory.descriptor)
-  return os.open(
-    name,
-    os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC,
-    _FILE_MODE,
-    dir_fd=directory.descriptor,
-  )
-
-
-def _write(directory: ControlDirectory, name: str, text: bytes) -> None:
-  with open(_create(directory, name), "wb") as file:
-    file.write(text)
-
-
-def _punch_hole(descriptor: int, position: int, length: int) -> None:
-  """Gives back the whole pages of a part of a file, which then reads as zeros.
-
-  @raise OSError: if the file system cannot do that
-
-  """
-  begin = -(-position // _PAGE) * _PAGE
-  end = (position + length) // _PAGE * _PAGE
-  if begin < end:
-    _fallocate(descriptor, _KEEP_SIZE | _PUNCH_HOLE, begin, end - begin)
-
-
-def _reserve(descriptor: int, position: int) -> None:
-  """Makes sure that QEMU has room for its last words, also on a full disk.
-
-  Of what there is no room for, QEMU drops the rest, and may go on after it.
-
-  @raise OSError: if there is none
-
-  """
-  # What is reserved for the last words takes as many pages at any position.
-  begin = position // _PAGE * _PAGE
+@contextlib.contextmanager
+def _believed() -> Iterator[None]:
+  """Makes a file that is not our own a fault of the journal."""
   try:
-    _fallocate(descriptor, _KEEP_SIZE, begin, RESERVED)
-  except OSError as err:
-    # Some file systems know no such thing.
-    if err.errno != errno.EOPNOTSUPP:
-      raise
-
-
-def _fallocate(descriptor: int, mode: int, position: int, length: int) -> None:
-  """Does what Python has no function for; see fallocate(2)."""
-  fallocate = ctypes.CDLL(None, use_errno=True).fallocate
-  fallocate.argtypes = [
-    ctypes.c_int,
-    ctypes.c_int,
-    ctypes.c_int64,
-    ctypes.c_int64,
-  ]
-  if fallocate(descriptor, mode, position, length):
-    number = ctypes.get_errno()
-    raise OSError(number, os.strerror(number))
+    yield
+  except own_files.UnusableError as err:
+    raise JournalError(str(err)) from err

@@ -14,7 +14,7 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from ganeti.kvmd import journal
+from ganeti.kvmd import journal, mark_files
 from ganeti.kvmd.ctrldir import MissingDirectoryError
 from ganeti.kvmd.following import Fact, State
 from ganeti.kvmd.instance import Ending
@@ -95,8 +95,8 @@ class JournalReader:
     @raise OSError: if it cannot be read
 
     """
-    marked = self._shared.place.directory.marked_at(
-      Mark.POWERDOWN, record.name, files.life
+    marked = mark_files.marked_at(
+      self._shared.place.directory, Mark.POWERDOWN, record.name, files.life
     )
     rule = self._shared.rule
     try:

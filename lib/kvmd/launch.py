@@ -16,7 +16,7 @@ import time
 from typing import TYPE_CHECKING
 
 from ganeti import constants, errors, pathutils, utils
-from ganeti.kvmd import cluster, ctrldir, lockfile, pidfile
+from ganeti.kvmd import cluster, ctrldir, directory_locks, lockfile, pidfile
 
 if TYPE_CHECKING:
   from typing import Optional
@@ -47,7 +47,7 @@ def running() -> Optional[int]:
   @raise OSError: if that cannot be found out
 
   """
-  process = ctrldir.daemon_of(ctrldir.ganeti_path())
+  process = directory_locks.daemon_of(ctrldir.ganeti_path())
   return pidfile.holder(pid_file()) if process is None else process
 
 

@@ -25,6 +25,8 @@ import stat
 import struct
 from typing import TYPE_CHECKING
 
+from ganeti.kvmd import own_files
+
 if TYPE_CHECKING:
   from typing import Optional
 
@@ -185,11 +187,10 @@ def open_private(
 
   """
   while True:
-    try:
-      found = os.stat(path, dir_fd=directory, follow_symlinks=False)
-    except FileNotFoundError:
+    found = own_files.find(directory, path)
+    if found is None:
       if not create:
-        raise
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
       with contextlib.suppress(FileExistsError):
         return os.open(
           path,
@@ -233,12 +234,7 @@ def open_to_look(path: str) -> Optional[int]:
 
 def is_private(found: os.stat_result) -> bool:
   """Tells whether a file is one that nobody else can have open."""
-  return (
-    stat.S_ISREG(found.st_mode)
-    and found.st_uid == os.geteuid()
-    and not found.st_mode & _OTHERS
-    and found.st_nlink == 1
-  )
+  return own_files.is_own(found) and not found.st_mode & _OTHERS
 
 
 def is_at(
@@ -249,11 +245,8 @@ def is_at(
   @param directory: an open directory that the path begins in
 
   """
-  try:
-    there = os.stat(path, dir_fd=directory, follow_symlinks=False)
-  except FileNotFoundError:
-    return False
-  return os.path.samestat(found, there)
+  there = own_files.find(directory, path)
+  return there is not None and os.path.samestat(found, there)
 
 
 @functools.cache

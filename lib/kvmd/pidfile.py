@@ -5,7 +5,7 @@
 
 Ganeti and C{start-stop-daemon} read the number, and the stock daemon takes a
 lock on the same file, so that only one of the two runs. That there is only one
-of ours is seen to elsewhere (L{ctrldir.ControlDirectory.claim}).
+of ours is seen to elsewhere (L{directory_locks.DirectoryLocks.claim}).
 
 What is in an unlocked file is stale and means nothing. No lock counts that a
 stranger could have taken: any, where he may write the file, and one for

@@ -15,7 +15,7 @@ import enum
 import logging
 from typing import TYPE_CHECKING
 
-from ganeti.kvmd import ctrldir, lifecycle, lockfile, watch
+from ganeti.kvmd import ctrldir, lifecycle, lockfile, rule_file, watch
 
 if TYPE_CHECKING:
   from typing import Optional
@@ -81,7 +81,7 @@ class Place:
         self._found.check_access()
         # If it is removed at this moment the watch will tell.
         with contextlib.suppress(FileNotFoundError):
-          self._found.claim()
+          self._found.locks.claim()
         self.directory = self._found
     except BaseException:
       self.watch.close()
@@ -92,7 +92,7 @@ class Place:
   def close(self) -> None:
     """Lets go of the directory."""
     if self._found is not None:
-      self._found.release()
+      self._found.locks.release()
     self.watch.close()
 
   @property
@@ -125,7 +125,7 @@ class Place:
     """Lets the hypervisor know by which rule the daemon judges."""
     is_usual = self._rule is lifecycle.Rule.CAUSE
     try:
-      self.directory.say_rule(None if is_usual else self._rule.value)
+      rule_file.write(self.directory, None if is_usual else self._rule.value)
       self._is_rule_said = True
     except ctrldir.MissingDirectoryError:
       pass
@@ -150,7 +150,9 @@ class Place:
 
   def complain_of_lock(self) -> None:
     """Logs once that somebody keeps us from changing journals for long."""
-    kept_out = self.directory.kept_out
+    if self.directory is self._missing:
+      return
+    kept_out = self.directory.locks.kept_out
     if (
       kept_out is not None
       and kept_out.last - kept_out.first > self._timing.lock
@@ -185,7 +187,7 @@ class Place:
     if not moved:
       return
     if before is not None:
-      before.release()
+      before.locks.release()
     self._found = self._find()
     if self._found is not None:
       self.report(f"{self.watch.path} is there now", logging.INFO)
@@ -201,7 +203,7 @@ class Place:
     if self._found is None:
       return self._missing
     try:
-      self._found.claim()
+      self._found.locks.claim()
     except lockfile.LockedError as err:
       self.report(
         f"{self.watch.path} belongs to another ganeti-kvmd ({err}), which"

@@ -16,7 +16,7 @@ import errno
 import time
 from typing import TYPE_CHECKING
 
-from ganeti.kvmd import lifecycle
+from ganeti.kvmd import lifecycle, mark_files
 from ganeti.kvmd.ctrldir import MissingDirectoryError
 from ganeti.kvmd.marks import MEANINGS
 
@@ -95,13 +95,13 @@ class Verdicts:
       return
     try:
       for mark in MEANINGS:
-        found = directory.look(mark, instance.name, instance.life)
+        found = mark_files.find(directory, mark, instance.name, instance.life)
         if found is None:
           continue
         if found.is_current:
           instance.marks.find(mark, instance.lifecycle, found.at)
         else:
-          directory.remove(mark, instance.name)
+          mark_files.remove(directory, mark, instance.name)
           instance.log_mark(mark, "removed")
     except OSError as err:
       _complain_of(err, instance)
@@ -117,7 +117,9 @@ class Verdicts:
       return
     try:
       for mark in _RECALLED:
-        at = self._place.directory.marked_at(mark, instance.name, instance.life)
+        at = mark_files.marked_at(
+          self._place.directory, mark, instance.name, instance.life
+        )
         if at is not None:
           instance.marks.find(mark, instance.lifecycle, at)
     except OSError as err:
@@ -146,9 +148,11 @@ class Verdicts:
         return False
       try:
         if due.is_wanted:
-          if directory.write(due.mark, instance.name, instance.life):
+          if mark_files.write(
+            directory, due.mark, instance.name, instance.life
+          ):
             instance.log_mark(due.mark, "written")
-        elif directory.remove(due.mark, instance.name):
+        elif mark_files.remove(directory, due.mark, instance.name):
           instance.log_mark(due.mark, "removed")
       except MissingDirectoryError:
         return False

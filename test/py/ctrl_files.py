@@ -15,6 +15,21 @@ if TYPE_CHECKING:
   import pathlib
   from collections.abc import Iterator
 
+#: Of instances, as anybody may make files that are named so.
+NAMES = [
+  "web1.example.com",
+  "a",
+  ".",
+  "..",
+  "-rf",
+  "with space",
+  "new\nline",
+  "\x1b[2J",
+  "ü",
+  os.fsdecode(b"\xff\xfe\x80"),
+  "x" * 245,
+]
+
 
 def names(directory: pathlib.Path) -> set[str]:
   """Lists what there is, but for the lock file, which stays."""

@@ -30,7 +30,9 @@ from ganeti.kvmd import (
   journal_files,
   launch,
   lifecycle,
+  mark_files,
   processes,
+  rule_file,
 )
 from ganeti.kvmd.marks import Mark
 
@@ -226,7 +228,7 @@ class UserShutdown:
       )
       if by_journal is not None:
         return by_journal
-      return directory.is_marked(Mark.SHUTDOWN, instance_name)
+      return mark_files.is_marked(directory, Mark.SHUTDOWN, instance_name)
     return False
 
   @classmethod
@@ -246,7 +248,7 @@ class UserShutdown:
     for mark in marks:
       with cls._Removal(instance_name) as directory:
         if directory is not None:
-          directory.remove(mark, instance_name)
+          mark_files.remove(directory, mark, instance_name)
     with cls._Removal(instance_name) as directory:
       if directory is not None and not journal_files.is_being_written(
         directory, instance_name
@@ -278,8 +280,11 @@ class UserShutdown:
       "should its user shut it down in the same moment, that is what counts",
     ) as directory:
       if directory is not None and cls._InstancePidAlive(instance_name)[2]:
-        directory.write(
-          Mark.POWERDOWN, instance_name, directory.life(instance_name)
+        mark_files.write(
+          directory,
+          Mark.POWERDOWN,
+          instance_name,
+          directory.life(instance_name),
         )
 
   def _AwaitUserShutdown(self, instance_name: str) -> bool:
@@ -425,6 +430,6 @@ def _daemon_at_work() -> Optional[float]:
 def _rule(directory: ctrldir.ControlDirectory) -> lifecycle.Rule:
   """Returns the rule that the daemon judges by, or did while it ran."""
   try:
-    return lifecycle.Rule(directory.rule())
+    return lifecycle.Rule(rule_file.read(directory))
   except ValueError:
     return lifecycle.Rule.CAUSE

@@ -14,7 +14,7 @@ import time
 from typing import TYPE_CHECKING
 
 from ganeti import kvmd
-from ganeti.kvmd import ctrldir, lockfile, pidfile
+from ganeti.kvmd import ctrldir, directory_locks, lockfile, pidfile
 from ganeti.kvmd.setup import system
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ class Daemon:
     if self.name != KVMD:
       return None
     try:
-      process = ctrldir.daemon_of(ctrldir.ganeti_path())
+      process = directory_locks.daemon_of(ctrldir.ganeti_path())
       with open(f"/proc/{process}/comm", encoding="ascii") as file:
         return process if file.read().strip() == KVMD else None
     except (ImportError, RuntimeError, OSError, ValueError):

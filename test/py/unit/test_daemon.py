@@ -42,6 +42,7 @@ from fake_monitor import (
 from ganeti.kvmd import (
   ctrldir,
   daemon,
+  directory_locks,
   exits,
   journal_files,
   monitor_follower,
@@ -1610,10 +1611,10 @@ class Rival:
   def __init__(self, path):
     self._opened = os.open(path, os.O_RDONLY)
     self.directory = ctrldir.ControlDirectory(str(path), self._opened, ".kvmd")
-    self.directory.claim()
+    self.directory.locks.claim()
 
   def end(self):
-    self.directory.release()
+    self.directory.locks.release()
     os.close(self._opened)
 
 
@@ -1670,7 +1671,7 @@ def test_lock_file_is_removed(scene):
   path = scene.ctrl_dir / ctrldir.LOCK_FILE
   path.unlink()
   scene.until(path.exists)
-  assert ctrldir.daemon_of(str(scene.ctrl_dir)) == os.getpid()
+  assert directory_locks.daemon_of(str(scene.ctrl_dir)) == os.getpid()
   qemu.event("SHUTDOWN", USER)
   qemu.quit()
   assert scene.verdict("web1") == "user"
@@ -1757,16 +1758,16 @@ def test_lock_file_of_another_user(scene, monkeypatch):
 
 def test_directory_is_removed_while_it_is_claimed(scene, monkeypatch):
   scene.stop()
-  claim = ctrldir.ControlDirectory.claim
+  claim = directory_locks.DirectoryLocks.claim
   calls = []
 
-  def remove_before(directory):
+  def remove_before(locks):
     if not calls:
       shutil.rmtree(scene.ctrl_dir)
-    calls.append(directory)
-    claim(directory)
+    calls.append(locks)
+    claim(locks)
 
-  monkeypatch.setattr(ctrldir.ControlDirectory, "claim", remove_before)
+  monkeypatch.setattr(directory_locks.DirectoryLocks, "claim", remove_before)
   scene.start()
   scene.ctrl_dir.mkdir()
   scene.attach("web1")
@@ -1790,7 +1791,7 @@ def test_somebody_keeps_journals_from_being_made_short(scene, monkeypatch):
     scene.start(timing={"rescan": 0.02, "lock": 0.5})
     scene.says("instance web1: its QEMU keeps a journal")
     scene.until(lambda: not is_long(other, "web1"))
-    assert other.lock(0.0)
+    assert other.locks.lock(0.0)
     file.write(event("RTC_CHANGE", {"offset": 1}) * 2000)
     for _ in range(5):
       scene.daemon.turn(0.02)
@@ -1803,7 +1804,7 @@ def test_somebody_keeps_journals_from_being_made_short(scene, monkeypatch):
     path = scene.ctrl_dir / ctrldir.LOCK_FILE
     assert scene.count(f"process {os.getpid()} holds {path}") == 1
     assert is_long(other, "web1")
-    other.unlock()
+    other.locks.unlock()
     scene.until(lambda: not is_long(other, "web1"))
   os.close(held)
 

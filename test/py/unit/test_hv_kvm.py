@@ -28,7 +28,15 @@ import stock_calls
 from ganeti import constants, errors, objects, utils
 from ganeti.hypervisor import hv_base, hv_kvm
 from ganeti.hypervisor.hv_kvm import stock, user_shutdown
-from ganeti.kvmd import cluster, ctrldir, journal_files, launch, processes
+from ganeti.kvmd import (
+  cluster,
+  ctrldir,
+  journal_files,
+  launch,
+  mark_files,
+  processes,
+  rule_file,
+)
 from ganeti.kvmd.marks import Mark
 from ganeti.watcher import nodemaint
 from guests import lifetime
@@ -555,20 +563,14 @@ class TestEveryCall:
 
 #: What ours uses, each of which may fail.
 _PARTS = [
-  (ctrldir.ControlDirectory, name)
-  for name in (
-    "__init__",
-    "has_journal",
-    "has_monitor",
-    "is_marked",
-    "life",
-    "remove",
-    "rule",
-    "write",
-  )
-] + [
-  (journal_files, name)
-  for name in ("is_being_written", "opened", "prepare", "remove")
+  (where, name)
+  for where, names in {
+    ctrldir.ControlDirectory: "__init__ has_journal has_monitor life",
+    journal_files: "is_being_written opened prepare remove",
+    mark_files: "is_marked remove write",
+    rule_file: "read",
+  }.items()
+  for name in names.split()
 ]
 
 

@@ -9,11 +9,12 @@ import os
 import time
 
 import pytest
-from fake_monitor import BEGINNING, USER, event
-from ganeti.kvmd import ctrldir, inquiry, journal, journal_files
+from fake_monitor import GREETING, USER, encode, event
+from ganeti.kvmd import ctrldir, inquiry, journal, journal_files, mark_files
 from ganeti.kvmd.lifecycle import Rule
 from ganeti.kvmd.marks import Mark
 
+BEGINNING = encode(GREETING) + encode({"return": {}})
 END = event("SHUTDOWN", USER)
 CHATTER = event("RTC_CHANGE", {"offset": 1})
 
@@ -84,7 +85,7 @@ def test_mark_of_an_administrator_counts(control):
   """As it does for the daemon, by journal and by monitor."""
   journal_files.prepare(control, "web1")
   life = control.journaled_life("web1")
-  control.write(Mark.POWERDOWN, "web1", life)
+  mark_files.write(control, Mark.POWERDOWN, "web1", life)
   path = os.path.join(control.path, "web1" + ctrldir.JOURNAL_EVENTS)
   with open(path, "r+b") as file:
     file.write(BEGINNING + event("SHUTDOWN", USER))

@@ -36,9 +36,8 @@ NAME = "web1"
 @pytest.fixture
 def control(ctrl_dir):
   before = len(os.listdir("/proc/self/fd"))
-  descriptor = os.open(ctrl_dir, os.O_RDONLY)
-  yield ControlDirectory(str(ctrl_dir), descriptor, ".kvmd")
-  os.close(descriptor)
+  with ctrl_files.opened(ctrl_dir) as found:
+    yield found
   assert len(os.listdir("/proc/self/fd")) == before
 
 
@@ -125,17 +124,16 @@ def test_digest_is_not_left_for_a_later_life(control, ctrl_dir, write):
 @pytest.fixture
 def other(ctrl_dir):
   """What another process knows of the directory."""
-  descriptor = os.open(ctrl_dir, os.O_RDONLY)
-  yield ControlDirectory(str(ctrl_dir), descriptor, ".kvmd")
-  os.close(descriptor)
+  with ctrl_files.opened(ctrl_dir) as found:
+    yield found
 
 
 def test_hypervisor_is_about_to_make_a_journal(control, other, write):
   write(BEGINNING + END)
-  assert other.lock(0.0)
+  assert other.locks.lock(0.0)
   with pytest.raises(BlockingIOError):
     condense(control)
-  other.unlock()
+  other.locks.unlock()
   condense(control)
 
 
@@ -150,8 +148,8 @@ def test_daemon_is_in_the_middle_of_something(
   def hold():
     descriptor = os.open(ctrl_dir, os.O_RDONLY)
     daemon = ControlDirectory(str(ctrl_dir), descriptor, ".kvmd")
-    daemon.claim()
-    assert daemon.lock(0.0)
+    daemon.locks.claim()
+    assert daemon.locks.lock(0.0)
 
   with forked.living_on(hold) as process:
     os.kill(process, signal.SIGSTOP)
@@ -161,7 +159,9 @@ def test_daemon_is_in_the_middle_of_something(
     assert ctrl_files.names(ctrl_dir) == set()
     journal_files.prepare(control, NAME)
     assert time.monotonic() - began >= 2 * patience
-    assert f"process {process} holds {ctrl_dir}/" in control.kept_out.reason
+    assert (
+      f"process {process} holds {ctrl_dir}/" in control.locks.kept_out.reason
+    )
   assert replay(control).version == ""
 
 
@@ -182,7 +182,7 @@ def test_stranger_locks_the_directory(
     assert ctrl_files.names(ctrl_dir) == set()
     journal_files.prepare(control, NAME)
     journal_files.remove(control, NAME)
-  assert control.kept_out is None
+  assert control.locks.kept_out is None
 
 
 def test_stranger_cannot_lock_what_is_locked(control, ctrl_dir):
@@ -209,7 +209,7 @@ def test_no_lock_to_be_had(control, ctrl_dir, write):
     journal_files.remove(control, NAME)
   assert ctrl_files.names(ctrl_dir) == set()
   path = ctrl_dir / LOCK_FILE
-  assert control.kept_out.reason == f"cannot use {path}: Is a directory"
+  assert control.locks.kept_out.reason == f"cannot use {path}: Is a directory"
 
 
 def test_hypervisor_looks_while_it_is_condensed(control, ctrl_dir):
@@ -382,8 +382,7 @@ def test_name_too_long_for_a_journal(control):
     with journal_files.opened(control, "x" * 250):
       pass
   assert not journal_files.is_being_written(control, "x" * 250)
-  with pytest.raises(OSError, match="File name too long"):
-    journal_files.extent(control, "x" * 250)
+  assert journal_files.extent(control, "x" * 250) is None
 
 
 @pytest.mark.parametrize(

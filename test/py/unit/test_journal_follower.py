@@ -19,7 +19,15 @@ import forked
 import kvmd_log
 import pytest
 from fake_monitor import BEGINNING, USER, FakeMonitor, event, open_journal
-from ganeti.kvmd import ctrldir, journal, journal_files, lifecycle
+from ganeti.kvmd import (
+  ctrldir,
+  journal,
+  journal_files,
+  lifecycle,
+  mark_files,
+  own_files,
+  space,
+)
 from ganeti.kvmd.following import Monitor, State
 from ganeti.kvmd.marks import Mark
 from ganeti.kvmd.node import Node
@@ -408,7 +416,7 @@ def test_who_fills_the_file_system_loses_its_journal(tmp_path, caplog):
 def test_long_one_is_cut_a_part_at_a_time(place, monkeypatch):
   """To give back a gigabyte at once takes a tenth of a second."""
   part = 16 * PAGE
-  monkeypatch.setattr(journal_files, "_MAX_CUT", part)
+  monkeypatch.setattr(space, "_MAX_CUT", part)
   qemu = place.attach()
   qemu.write(bytes(part * 5))
   before = place.allocated()
@@ -428,9 +436,7 @@ def test_what_is_reserved_is_cut_as_well(place):
   qemu = place.attach()
   os.posix_fallocate(qemu._descriptor, 0, 100)
   qemu.write(b"garbage")
-  journal_files._fallocate(
-    qemu._descriptor, journal_files._KEEP_SIZE, 0, 1024 * 1024
-  )
+  space.reserve(qemu._descriptor, 0, 1024 * 1024)
   place.rescan()
   place.work()
   for _ in range(5):
@@ -486,7 +492,7 @@ def test_next_life_begins_while_the_last_is_to_be_delivered(place, monkeypatch):
   assert place.verdicts() == ["user"]
   second = place.start()
   # The hypervisor is still at work there.
-  monkeypatch.setattr(place.control, "lock", lambda _: False)
+  monkeypatch.setattr(place.control.locks, "lock", lambda _: False)
   place.node.journal_appeared("web1")
   place.work()
   monkeypatch.undo()
@@ -564,7 +570,7 @@ def test_clock_that_was_set_back_makes_no_other_life(place):
 def test_powerdown_that_the_hypervisor_has_marked(place):
   qemu = place.attach()
   life = place.control.journaled_life("web1")
-  place.control.write(Mark.POWERDOWN, "web1", life)
+  mark_files.write(place.control, Mark.POWERDOWN, "web1", life)
   qemu.write(event("SHUTDOWN", USER))
   place.end(qemu)
   assert place.verdicts() == ["administrator"]
@@ -583,16 +589,16 @@ def test_powerdown_of_another_life(place):
 
 def test_trouble_is_told_once(place, monkeypatch):
   qemu = place.start()
-  real = journal_files._open
+  real = own_files.open_own
 
   def refuse(*_):
     raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "web1.journal.out")
 
-  monkeypatch.setattr(journal_files, "_open", refuse)
+  monkeypatch.setattr(own_files, "open_own", refuse)
   for _ in range(5):
     place.rescan()
   assert place.count("cannot look at its journal") == 1
-  monkeypatch.setattr(journal_files, "_open", real)
+  monkeypatch.setattr(own_files, "open_own", real)
   place.rescan()
   assert place.follows()
   # Nobody was told that there is no journal.

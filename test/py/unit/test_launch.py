@@ -41,7 +41,7 @@ while not os.path.exists("{directory}/end"):
 
 _OURS = """
 opened = os.open("{ctrl}", os.O_RDONLY)
-ctrldir.ControlDirectory("{ctrl}", opened, ".kvmd").claim()
+ctrldir.ControlDirectory("{ctrl}", opened, ".kvmd").locks.claim()
 """
 
 _REASON_NOT_TO_RUN = cluster.reason_not_to_run
