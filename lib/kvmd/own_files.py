@@ -85,9 +85,12 @@ def open_own(directory: int, name: str, flags: int) -> int:
     if err.errno in _OUR_TROUBLE:
       raise
     raise UnusableError(f"cannot open {name}: {err.strerror}") from err
-  if is_own(os.fstat(descriptor)):
+  found = os.fstat(descriptor)
+  if is_own(found):
     return descriptor
   os.close(descriptor)
+  if not found.st_nlink:
+    raise FileNotFoundError(errno.ENOENT, "removed just now", name)
   raise UnusableError(f"{name} is no regular file of our own")
 
 
