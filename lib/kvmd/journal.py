@@ -66,6 +66,7 @@ class Reading:
     "_position",
     "_rule",
     "_state",
+    "_unheard",
     "_version",
     "life",
   )
@@ -128,8 +129,8 @@ class Reading:
 
     """
     stop = time.monotonic() + seconds
+    self._recall(marked)
     while not self.is_complete:
-      self._state.marked = marked
       try:
         self._read_piece(files)
       except JournalError:
@@ -138,6 +139,7 @@ class Reading:
         if after == self._before:
           raise
         self._begin(files, after)
+        self._recall(marked)
       if time.monotonic() >= stop:
         return
 
@@ -149,12 +151,18 @@ class Reading:
     self._before = before
     self._position: int = before.position
     self._state = lifecycle.Lifecycle(self._rule)
-    for event in before.events:
-      self._state.receive(event.name, event.data, event.at)
+    self._unheard = before.events
     self._essence = Essence(before.events)
     self._version = before.version
     self._decoder = qmp.Decoder(lifecycle.EVENTS)
     self.extend(files)
+
+  def _recall(self, marked: Optional[float]) -> None:
+    """Takes account of the mark, and only then of what the digest has."""
+    self._state.marked = marked
+    for event in self._unheard:
+      self._state.receive(event.name, event.data, event.at)
+    self._unheard = []
 
   def _read_piece(self, files: JournalFiles) -> None:
     piece = files.read(min(PIECE, self._end - self._position), self._position)

@@ -1,13 +1,12 @@
 # Copyright (C) 2026 the ganeti-kvmd developers
 # SPDX-License-Identifier: BSD-2-Clause
 
-"""Tests of journals, written as QEMU writes them."""
+"""Tests of the files of journals."""
 
 from __future__ import annotations
 
 import fcntl
 import json
-import math
 import os
 import signal
 import time
@@ -16,21 +15,24 @@ from unittest import mock
 import ctrl_files
 import forked
 import pytest
-from fake_monitor import BEGINNING, USER, event
-from ganeti.kvmd import journal, journal_files
+from fake_monitor import event
+from ganeti.kvmd import journal_files
 from ganeti.kvmd.ctrldir import (
   JOURNAL_DIGEST,
   JOURNAL_EVENTS,
   LOCK_FILE,
   ControlDirectory,
 )
-from ganeti.kvmd.lifecycle import Rule, Verdict
-from histories import HISTORIES, judge
-from hypothesis import given
-from hypothesis import strategies as st
-
-END = event("SHUTDOWN", USER)
-NAME = "web1"
+from ganeti.kvmd.lifecycle import Verdict
+from written_journals import (
+  BEGINNING,
+  END,
+  NAME,
+  condense,
+  read_whole,
+  replay,
+  writing,
+)
 
 
 @pytest.fixture
@@ -42,33 +44,9 @@ def control(ctrl_dir):
 
 
 @pytest.fixture
-def write(control, ctrl_dir):
-  """Makes a journal, and writes into it as QEMU does: at its own place."""
-  journal_files.prepare(control, NAME)
-  writer = os.open(ctrl_dir / (NAME + JOURNAL_EVENTS), os.O_WRONLY)
-
-  def append(data):
-    assert os.write(writer, data) == len(data)
-
-  yield append
-  os.close(writer)
-
-
-def read_whole(files, rule=Rule.CAUSE):
-  reading = journal.Reading(files, rule)
-  reading.advance(files, None, math.inf)
-  assert reading.is_complete
-  return reading
-
-
-def replay(control, rule=Rule.CAUSE):
-  with journal_files.opened(control, NAME) as files:
-    return read_whole(files, rule).record(files)
-
-
-def condense(control, rule=Rule.CAUSE):
-  with journal_files.opened(control, NAME) as files:
-    files.give_back(read_whole(files, rule).digest)
+def write(control):
+  with writing(control) as append:
+    yield append
 
 
 def occupied(control):
@@ -225,13 +203,6 @@ def test_hypervisor_looks_while_it_is_condensed(control, ctrl_dir):
   assert replay(control).lifecycle.outcome.verdict is Verdict.USER
 
 
-def test_qemu_that_never_came(control):
-  journal_files.prepare(control, NAME)
-  record = replay(control)
-  assert record.version == ""
-  assert record.lifecycle.outcome.verdict is Verdict.KILLED
-
-
 def test_who_writes(ctrl_dir, control):
   journal_files.prepare(control, NAME)
   assert not journal_files.is_being_written(control, NAME)
@@ -244,46 +215,6 @@ def test_who_writes(ctrl_dir, control):
   record = replay(control)
   assert record.version == "9.8.7"
   assert record.lifecycle.outcome.verdict is Verdict.USER
-
-
-@pytest.mark.parametrize("rule", Rule)
-def test_any_history_however_often_it_is_condensed(ctrl_dir, rule):
-  """Nothing that counts is lost, wherever the reading stopped."""
-  descriptor = os.open(ctrl_dir, os.O_RDONLY)
-  control = ControlDirectory(str(ctrl_dir), descriptor, ".kvmd")
-
-  @given(
-    HISTORIES,
-    st.lists(
-      st.tuples(st.integers(0, 300), st.booleans(), st.booleans()), max_size=9
-    ),
-  )
-  def check(history, ways):
-    journal_files.prepare(control, NAME)
-    texts = [event(name, data) for name, data in history]
-    with open(ctrl_dir / (NAME + JOURNAL_EVENTS), "wb", buffering=0) as writer:
-      writer.write(BEGINNING)
-      for place, text in enumerate(texts):
-        part, pads, condenses = (
-          ways[place] if place < len(ways) else (0, False, False)
-        )
-        if pads:
-          # More than a page, so that some can be given back.
-          writer.write(event("RTC_CHANGE", {"offset": 1}) * 50)
-        writer.write(text[:part])
-        if condenses:
-          condense(control, rule)
-        writer.write(text[part:])
-    record = replay(control, rule)
-    assert record.version == "9.8.7"
-    assert record.lifecycle.outcome.verdict is judge(history, rule)
-    condense(control, rule)
-    again = replay(control, rule)
-    assert again.lifecycle.outcome == record.lifecycle.outcome
-    assert again.version == record.version
-
-  check()
-  os.close(descriptor)
 
 
 def test_what_was_read_is_given_back(control, ctrl_dir, write):
@@ -299,36 +230,6 @@ def test_what_was_read_is_given_back(control, ctrl_dir, write):
   write(END)
   outcome = replay(control).lifecycle.outcome
   assert outcome.cause == "guest-shutdown after powerdown"
-
-
-def test_word_that_is_not_finished_does_not_count(control, write):
-  write(BEGINNING + END[:-5])
-  assert replay(control).lifecycle.outcome.verdict is Verdict.KILLED
-  condense(control)
-  write(END[-5:])
-  assert replay(control).lifecycle.outcome.verdict is Verdict.USER
-
-
-@pytest.mark.parametrize(
-  "text",
-  [b"\0", b"garbage", b"[]", b'{"event": 1}', b"\xff\xfe", b"}", b"{" * 200],
-)
-def test_garbage_is_never_the_user(control, ctrl_dir, text):
-  for content in (
-    text + BEGINNING + END,
-    BEGINNING + text + END,
-    BEGINNING + END + text,
-  ):
-    journal_files.prepare(control, NAME)
-    (ctrl_dir / (NAME + JOURNAL_EVENTS)).write_bytes(content)
-    with pytest.raises(journal_files.JournalError):
-      replay(control)
-    with pytest.raises(journal_files.JournalError) as caught:
-      condense(control)
-    with journal_files.opened(control, NAME) as files:
-      record = journal.useless(files, Rule.CAUSE, caught.value)
-    assert record.lifecycle.outcome.verdict is Verdict.UNKNOWN
-    assert "its journal is of no use" in record.lifecycle.outcome.cause
 
 
 def _make_directory(path):
@@ -424,14 +325,6 @@ def test_digest_that_is_no_file(control, ctrl_dir, write, spoil):
   condense(control)
   spoil(ctrl_dir / (NAME + JOURNAL_DIGEST))
   with pytest.raises(journal_files.JournalError):
-    replay(control)
-
-
-def test_journal_that_is_shorter_than_it_was(control, ctrl_dir, write):
-  write(BEGINNING + END)
-  condense(control)
-  os.truncate(ctrl_dir / (NAME + JOURNAL_EVENTS), 10)
-  with pytest.raises(journal_files.JournalError, match="shorter"):
     replay(control)
 
 
