@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
+import time
+import types
 
 import ctrl_files
 import forked
@@ -157,3 +160,112 @@ def test_lock_file_is_nobodys_monitor_journal_or_mark(control):
   assert control.monitored_by(LOCK_FILE) is None
   assert control.journaled_by(LOCK_FILE) is None
   control.locks.release()
+
+
+def test_where_ganeti_has_it(monkeypatch):
+  pathutils = types.SimpleNamespace(RUN_DIR="/run/ganeti")
+  package = types.SimpleNamespace(pathutils=pathutils)
+  monkeypatch.setitem(sys.modules, "ganeti", package)
+  assert ctrldir.ganeti_path() == "/run/ganeti/kvm-hypervisor/ctrl"
+
+
+def test_whose_journal_it_is(control):
+  """Of its files that one tells which QEMU writes."""
+  assert control.journaled_by("a.journal.out") == "a"
+  assert control.journaled_by(".journal.out.journal.out") == ".journal.out"
+  for name in ("", ".journal.out", "a.journal.in", "a.journal.digest", "a"):
+    assert control.journaled_by(name) is None
+
+
+def test_what_instances_there_are(ctrl_dir, control):
+  for name in (
+    *("a.kvmd", "b.journal.digest", "c.journal.out", "d.shutdown"),
+    *("e.powerdown", ".kvmd", ".journal.digest", ".shutdown", "f.qmp", "g"),
+    "h.journal.digest.new",
+  ):
+    (ctrl_dir / name).touch()
+  assert control.instances() == ({"a"}, {"b"}, {"d", "e"})
+
+
+def test_what_an_instance_has(ctrl_dir, control):
+  for name in ("a.kvmd", "b.journal.out", "c.journal.digest"):
+    (ctrl_dir / name).touch()
+  assert [control.has_monitor(name) for name in "abc"] == [True, False, False]
+  assert [control.has_journal(name) for name in "abc"] == [False, True, False]
+
+
+def test_life_without_a_socket_is_older_than_now(control):
+  before = time.time_ns()
+  life = control.life("a")
+  assert life.inode == 0
+  assert before <= life.born <= time.time_ns()
+
+
+def make_journal(ctrl_dir, date=LIFE.born):
+  """Makes what tells of a life, and returns that."""
+  events = ctrl_dir / ("a" + ctrldir.JOURNAL_EVENTS)
+  digest = ctrl_dir / ("a" + ctrldir.JOURNAL_DIGEST)
+  events.touch()
+  digest.touch()
+  os.utime(digest, ns=(0, date))
+  return Life(events.stat().st_ino, date)
+
+
+@pytest.mark.parametrize(
+  "missing", [ctrldir.JOURNAL_EVENTS, ctrldir.JOURNAL_DIGEST]
+)
+def test_life_of_a_journal(ctrl_dir, control, missing):
+  assert control.journaled_life("a") is None
+  life = make_journal(ctrl_dir)
+  assert control.journaled_life("a") == life
+  (ctrl_dir / ("a" + missing)).unlink()
+  assert control.journaled_life("a") is None
+  assert not control.journal_tells_of("a", Life(0, LIFE.born + 1))
+
+
+def test_of_which_life_a_journal_tells(ctrl_dir, control):
+  make_journal(ctrl_dir)
+  # Of the last monitor's no more is known than when it was made.
+  for born, tells in (
+    (LIFE.born - 1, False),
+    (LIFE.born, False),
+    (LIFE.born + 1, True),
+  ):
+    assert control.journal_tells_of("a", Life(1, born)) is tells
+  FakeMonitor(ctrl_dir, "a")
+  life = control.life("a")
+  assert control.journal_tells_of("a", life)
+  assert not control.journal_tells_of("a", life._replace(born=life.born + 1))
+  assert not control.journal_tells_of("a", life._replace(inode=life.inode + 1))
+  assert not control.journal_tells_of("b", life)
+
+
+@pytest.mark.parametrize("has_journal", [False, True])
+@pytest.mark.parametrize("has_monitor", [False, True])
+def test_who_lives_anew(ctrl_dir, control, has_journal, has_monitor):
+  """Whose life is neither that of the monitor nor that of the journal."""
+  lives = []
+  if has_journal:
+    lives.append(make_journal(ctrl_dir))
+  if has_monitor:
+    FakeMonitor(ctrl_dir, "a")
+    lives.append(control.life("a"))
+  assert not any(control.is_reborn("a", life) for life in lives)
+  assert control.is_reborn("a", Life(1, 1)) is bool(lives)
+
+
+@pytest.mark.parametrize(
+  ("made", "started", "last", "expected"),
+  [
+    (5, 4, 5, True),
+    (5, 5, 5, False),
+    (5, 4, 6, False),
+    (5, 4, 4, True),
+    (5, 6, 4, False),
+  ],
+)
+def test_what_is_younger(ctrl_dir, control, made, started, last, expected):
+  assert not control.is_outdated("a", started, last)
+  (ctrl_dir / "a.qmp").touch()
+  os.utime(ctrl_dir / "a.qmp", ns=(0, made))
+  assert control.is_outdated("a", started, last) is expected

@@ -187,3 +187,37 @@ def test_lock_file_is_made_by_whoever_comes_first(ctrl_dir, locks, other):
   locks.unlock()
   other.release()
   assert (ctrl_dir / LOCK_FILE).stat().st_ino == before
+
+
+@pytest.mark.parametrize("is_daemon", [True, False])
+def test_lock_is_let_go_of_once(ctrl_dir, locks, other, is_daemon):
+  """Who has none lets go of none, be it again or after it was refused."""
+  if is_daemon:
+    locks.claim()
+  assert locks.lock(0.0)
+  locks.unlock()
+  locks.unlock()
+  assert other.lock(0.0)
+  assert not locks.lock(0.0)
+  locks.unlock()
+  assert not DirectoryLocks(str(ctrl_dir), other._directory).lock(0.0)
+  other.unlock()
+  locks.release()
+
+
+def test_claim_is_no_lock_for_changes(locks, other):
+  """So one can be had while the other is somebody else's."""
+  locks.claim()
+  assert other.lock(0.0)
+  other.unlock()
+  locks.release()
+
+
+def test_claim_that_is_renewed_leaves_no_file_open(ctrl_dir, locks):
+  before = len(os.listdir("/proc/self/fd"))
+  for _ in range(3):
+    locks.claim()
+    (ctrl_dir / LOCK_FILE).unlink()
+  assert len(os.listdir("/proc/self/fd")) == before + 1
+  locks.release()
+  assert len(os.listdir("/proc/self/fd")) == before

@@ -71,6 +71,7 @@ def test_written_and_removed(ctrl_dir, control, mark, name):
   assert found.st_size == 0
   assert has(control, mark, name, LIFE) is True
   assert mark_files.write(control, mark, name, LIFE)
+  assert os.lstat(path).st_ino == found.st_ino
   assert has(control, mark, name, LIFE) is True
   assert mark_files.remove(control, mark, name) is True
   assert names(ctrl_dir) == []
@@ -307,3 +308,112 @@ def test_mark_of_one_whose_socket_is_left(control, ctrl_dir):
   # Of a later life it says nothing.
   os.utime(ctrl_dir / "a.kvmd", ns=(later + 9, later + 9))
   assert not mark_files.is_marked(control, Mark.SHUTDOWN, "a")
+
+
+@pytest.mark.parametrize("born", [0, LIFE.born])
+@pytest.mark.parametrize("started", [None, -SECOND, SECOND])
+def test_date_of_a_mark(ctrl_dir, control, mark, born, started):
+  """It is just after all was made that belongs to the start of the life."""
+  commands = ctrl_dir / f"a{ctrldir.JOURNAL_COMMANDS}"
+  read = max(0, born + (started or 0))
+  if started is not None:
+    commands.touch()
+    os.utime(commands, ns=(read, 0))
+  assert mark_files.write(control, mark, "a", Life(1, born))
+  path = ctrl_dir / f"a{mark.value}"
+  assert path.stat().st_mtime_ns == max(born, read) + 1
+
+
+def test_when_a_life_was_marked(ctrl_dir, control, mark):
+  assert mark_files.marked_at(control, mark, "a", LIFE) is None
+  mark_files.write(control, mark, "a", LIFE)
+  made = (ctrl_dir / f"a{mark.value}").stat().st_ctime_ns / 1e9
+  assert mark_files.marked_at(control, mark, "a", LIFE) == made
+  later = Life(2, LIFE.born + SECOND)
+  assert mark_files.marked_at(control, mark, "a", later) is None
+
+
+@pytest.mark.parametrize("name", ["a.kvmd", "a.qmp"])
+@pytest.mark.parametrize("was_set_back", [False, True])
+def test_something_younger_than_a_mark(ctrl_dir, control, name, was_set_back):
+  """That is what was made after it, by the clock of then and of now."""
+  assert not mark_files.is_marked(control, Mark.SHUTDOWN, "a")
+  path = ctrl_dir / "a.shutdown"
+  path.touch()
+  dated = time.time_ns() + (60 if was_set_back else -60) * SECOND
+  os.utime(path, ns=(dated, dated))
+  first = dated if was_set_back else path.stat().st_ctime_ns + 1
+  assert mark_files.is_marked(control, Mark.SHUTDOWN, "a")
+  (ctrl_dir / name).touch()
+  for date, counts in (first - 1, True), (first, False):
+    os.utime(ctrl_dir / name, ns=(0, date))
+    assert mark_files.is_marked(control, Mark.SHUTDOWN, "a") is counts
+
+
+def test_mark_that_was_there_is_removed_at_once(ctrl_dir, control, mark):
+  """The hypervisor did it, and means it."""
+  make = os.mknod
+  path = ctrl_dir / f"a{mark.value}"
+  path.touch()
+
+  def remove_after(*arguments, **options):
+    try:
+      make(*arguments, **options)
+    finally:
+      path.unlink()
+
+  with mock.patch("os.mknod", remove_after):
+    assert mark_files.write(control, mark, "a", LIFE) is False
+  assert names(ctrl_dir) == []
+
+
+def test_link_in_place_of_a_mark_that_was_just_made(
+  ctrl_dir, control, mark, elsewhere
+):
+  """Its target is not dated."""
+  make = os.mknod
+  path = ctrl_dir / f"a{mark.value}"
+
+  def replace_after(*arguments, **options):
+    make(*arguments, **options)
+    path.unlink()
+    path.symlink_to(elsewhere)
+
+  with mock.patch("os.mknod", replace_after):
+    mark_files.write(control, mark, "a", LIFE)
+
+
+@pytest.mark.parametrize("has_socket", [False, True])
+@pytest.mark.parametrize("has_journal", [False, True])
+def test_what_a_mark_costs(
+  ctrl_dir, control, monkeypatch, has_socket, has_journal
+):
+  """So many calls of the kernel, which is what a storm of ends consists of."""
+  life = LIFE
+  if has_journal:
+    for ending in (ctrldir.JOURNAL_DIGEST, ctrldir.JOURNAL_EVENTS):
+      (ctrl_dir / f"a{ending}").touch()
+    life = control.journaled_life("a")
+  if has_socket:
+    FakeMonitor(ctrl_dir, "a")
+    life = control.life("a")
+  calls = []
+
+  def counted(name):
+    real = getattr(os, name)
+
+    def call(*arguments, **options):
+      calls.append(name)
+      return real(*arguments, **options)
+
+    return call
+
+  for name in ("stat", "mknod", "utime", "open", "unlink", "lstat", "listdir"):
+    monkeypatch.setattr(os, name, counted(name))
+  assert mark_files.write(control, Mark.SHUTDOWN, "a", life)
+  looks = 2 if has_socket else 4
+  assert sorted(calls) == ["mknod", *["stat"] * looks, "utime"]
+  calls.clear()
+  assert mark_files.marked_at(control, Mark.SHUTDOWN, "a", life) is not None
+  assert mark_files.remove(control, Mark.SHUTDOWN, "a")
+  assert calls == ["stat", "unlink"]

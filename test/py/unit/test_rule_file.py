@@ -14,7 +14,7 @@ import forked
 import pytest
 from fake_monitor import FakeMonitor
 from ganeti.kvmd import ctrldir, rule_file
-from ganeti.kvmd.ctrldir import RULE
+from ganeti.kvmd.ctrldir import NEW_RULE, RULE
 
 
 @pytest.fixture
@@ -118,3 +118,28 @@ def test_no_room_on_the_disk_for_the_rule(ctrl_dir):
     assert rule_file.read(control) == "sequence"
 
   forked.run(check, forked.Place.OWN_MOUNTS)
+
+
+def test_no_more_is_read_than_a_rule_has(ctrl_dir, control):
+  (ctrl_dir / RULE).write_bytes(b"x" * 1000)
+  assert rule_file.read(control) == "x" * 64
+
+
+@pytest.mark.parametrize("rule", [None, "other"])
+def test_rule_that_was_left_half_written(ctrl_dir, control, rule):
+  """The daemon was killed just then."""
+  rule_file.write(control, "sequence")
+  (ctrl_dir / NEW_RULE).write_text("seq")
+  rule_file.write(control, rule)
+  assert rule_file.read(control) == rule
+  assert names(ctrl_dir) == ([] if rule is None else [RULE])
+
+
+@pytest.mark.parametrize(
+  ("rule", "named"), [(None, NEW_RULE), ("sequence", RULE)]
+)
+def test_directory_beside_the_rule_is_an_error(ctrl_dir, control, rule, named):
+  (ctrl_dir / NEW_RULE).mkdir()
+  with pytest.raises(IsADirectoryError) as err:
+    rule_file.write(control, rule)
+  assert err.value.filename == named

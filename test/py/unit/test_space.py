@@ -145,6 +145,31 @@ def test_cut_begins_where_there_is_something(file):
   assert allocated(file) == 0
 
 
-def test_cut_fails():
-  with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
-    space.cut(-1)
+def test_one_byte_is_cut(file):
+  os.write(file, b"x")
+  space.cut(file)
+  assert allocated(file) == 0
+  assert os.pread(file, 2, 0) == b"\0"
+
+
+def test_cut_takes_a_millisecond_or_two(file, calls):
+  fill(file, 1)
+  space.cut(file)
+  assert calls == [(3, 0, 16 * 1024 * 1024)]
+
+
+def test_cut_fails(file, monkeypatch):
+  fault = OSError(errno.EIO, os.strerror(errno.EIO))
+  monkeypatch.setattr(os, "lseek", mock.Mock(side_effect=fault))
+  with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+    space.cut(file)
+
+
+def test_far_into_a_file(file):
+  """Farther than a C int goes."""
+  position = 5 * 1024**3
+  os.pwrite(file, b"x", position)
+  space.reserve(file, position, 2 * PAGE)
+  assert allocated(file) == 2 * PAGE
+  space.punch_hole(file, position, PAGE)
+  assert allocated(file) == PAGE
