@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -16,16 +17,18 @@ import ctrl_files
 import forked
 import pytest
 from fake_monitor import event
-from ganeti.kvmd import journal_files
+from ganeti.kvmd import digest, journal_files, own_files, space
 from ganeti.kvmd.ctrldir import (
   JOURNAL_DIGEST,
   JOURNAL_EVENTS,
+  JOURNAL_NEW_DIGEST,
   LOCK_FILE,
   ControlDirectory,
 )
 from ganeti.kvmd.lifecycle import Verdict
 from written_journals import (
   BEGINNING,
+  CHATTER,
   END,
   NAME,
   condense,
@@ -338,3 +341,162 @@ def test_digest_that_was_left_half_written(control, ctrl_dir, write):
   assert outcome.cause == "guest-shutdown after powerdown"
   journal_files.remove(control, NAME)
   assert ctrl_files.names(ctrl_dir) == set()
+
+
+def test_rest_of_a_journal_is_removed(control, ctrl_dir):
+  """But nothing of a journal that is there."""
+  journal_files.prepare(control, NAME)
+  journal_files.remove_rest(control, NAME)
+  assert len(ctrl_files.names(ctrl_dir)) == 3
+  (ctrl_dir / (NAME + JOURNAL_EVENTS)).unlink()
+  journal_files.remove_rest(control, NAME)
+  assert ctrl_files.names(ctrl_dir) == set()
+
+
+def test_digest_that_was_left_is_not_there_for_the_next(control, ctrl_dir):
+  (ctrl_dir / (NAME + JOURNAL_NEW_DIGEST)).touch()
+  journal_files.prepare(control, NAME)
+  assert not (ctrl_dir / (NAME + JOURNAL_NEW_DIGEST)).exists()
+
+
+def test_journal_cannot_be_made(control, ctrl_dir, monkeypatch):
+  """Then nothing of it is left."""
+  fault = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+  monkeypatch.setattr(space, "reserve", mock.Mock(side_effect=fault))
+  with pytest.raises(OSError, match="No space"):
+    journal_files.prepare(control, NAME)
+  assert ctrl_files.names(ctrl_dir) == set()
+
+
+def test_room_for_the_last_words(control, ctrl_dir, write):
+  path = ctrl_dir / (NAME + JOURNAL_EVENTS)
+
+  def ahead():
+    return occupied(control) - path.stat().st_size
+
+  assert ahead() >= journal_files.RESERVED
+  write(BEGINNING + CHATTER * 2000)
+  assert ahead() < journal_files.RESERVED // 2
+  with journal_files.opened(control, NAME) as files:
+    files.reserve()
+    assert ahead() >= journal_files.RESERVED - 8192
+    assert files.extent() == journal_files.extent(control, NAME)
+    found = path.stat()
+    assert files.extent() == (found.st_size, found.st_blocks * 512)
+
+
+def test_room_after_it_was_condensed(control, write):
+  write(BEGINNING + CHATTER * 2000)
+  condense(control)
+  assert occupied(control) >= journal_files.RESERVED
+
+
+def test_journal_is_cut(control, ctrl_dir, write):
+  write(BEGINNING + CHATTER * 2000)
+  before = occupied(control)
+  with journal_files.opened(control, NAME) as files:
+    files.cut()
+  assert occupied(control) < before // 2
+  size = len(BEGINNING) + 2000 * len(CHATTER)
+  assert (ctrl_dir / (NAME + JOURNAL_EVENTS)).read_bytes() == bytes(size)
+
+
+@pytest.mark.parametrize("act", ["reserve", "cut"])
+def test_journal_was_replaced_by_that_of_another_life(control, act):
+  journal_files.prepare(control, NAME)
+  with journal_files.opened(control, NAME) as files:
+    journal_files.prepare(control, NAME)
+    before = occupied(control)
+    with pytest.raises(FileNotFoundError) as caught:
+      getattr(files, act)()
+  assert caught.value.filename == NAME + JOURNAL_EVENTS
+  assert occupied(control) == before
+
+
+def test_when_it_was_written(control, ctrl_dir, write):
+  os.utime(ctrl_dir / (NAME + JOURNAL_EVENTS), ns=(5, 7))
+  with journal_files.opened(control, NAME) as files:
+    assert files.written_at == 7
+
+
+def test_nobody_is_kept_waiting_after_the_question_who_writes(
+  control, ctrl_dir
+):
+  """And who was in between is no reason to end."""
+  journal_files.prepare(control, NAME)
+  with journal_files.opened(control, NAME) as files:
+    with mock.patch("fcntl.fcntl", wraps=fcntl.fcntl) as asked:
+      assert not files.is_being_written
+    # The kernel forgets the signal with the lease.
+    assert asked.mock_calls[0].args[1:] == (fcntl.F_SETSIG, signal.SIGURG)
+    path = ctrl_dir / (NAME + JOURNAL_EVENTS)
+    os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+
+
+def test_file_system_without_leases(control, monkeypatch):
+  journal_files.prepare(control, NAME)
+  fault = OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+  with journal_files.opened(control, NAME) as files:
+    monkeypatch.setattr(fcntl, "fcntl", mock.Mock(side_effect=fault))
+    with pytest.raises(journal_files.JournalError) as caught:
+      assert files.is_being_written
+    monkeypatch.undo()
+  reason = "cannot tell whether QEMU writes it: Invalid argument"
+  assert str(caught.value) == reason
+
+
+def test_nobody_knows_who_writes(control, monkeypatch):
+  """It is not removed then."""
+  journal_files.prepare(control, NAME)
+  fault = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+  monkeypatch.setattr(os, "open", mock.Mock(side_effect=fault))
+  assert journal_files.is_being_written(control, NAME)
+
+
+def test_digest_of_another_journal(control, ctrl_dir, write):
+  write(BEGINNING)
+  inode = (ctrl_dir / (NAME + JOURNAL_EVENTS)).stat().st_ino
+  text = digest.Digest(inode + 1, 0, "", []).encode()
+  (ctrl_dir / (NAME + JOURNAL_DIGEST)).write_bytes(text)
+  with pytest.raises(journal_files.JournalError, match="belongs to another"):
+    replay(control)
+
+
+def test_daemon_does_not_wait(control, other, write):
+  write(BEGINNING + END)
+  assert other.locks.lock(0.0)
+  with mock.patch("time.sleep", side_effect=AssertionError):
+    with pytest.raises(BlockingIOError) as caught:
+      condense(control)
+  assert caught.value.filename == control.path
+  other.locks.unlock()
+
+
+def test_no_room_for_the_digest(ctrl_dir):
+  """It takes what was reserved, and nothing that QEMU has written is lost."""
+
+  def check():
+    # For the lock, the commands, and what is reserved.
+    forked.mount_short(str(ctrl_dir), pages=2 + 16)
+    with ctrl_files.opened(ctrl_dir) as control, writing(control) as append:
+      append(BEGINNING + END[:20])
+      with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        condense(control)
+      with journal_files.opened(control, NAME) as files:
+        assert files.read_digest().position == len(BEGINNING)
+      append(END[20:])
+      assert replay(control).lifecycle.outcome.verdict is Verdict.USER
+
+  forked.run(check, forked.Place.OWN_MOUNTS)
+
+
+def test_digest_cannot_be_written(control, write, monkeypatch):
+  """For that nothing is given back."""
+  write(BEGINNING + CHATTER * 2000)
+  before = occupied(control)
+  fault = mock.Mock(side_effect=OSError(errno.EIO, os.strerror(errno.EIO)))
+  monkeypatch.setattr(own_files, "replace", fault)
+  with pytest.raises(OSError, match="Input/output error"):
+    condense(control)
+  fault.assert_called_once()
+  assert occupied(control) == before
