@@ -16,7 +16,7 @@ import time
 from typing import TYPE_CHECKING
 
 from ganeti import constants, errors, pathutils, utils
-from ganeti.kvmd import cluster, ctrldir, directory_locks, lockfile, pidfile
+from ganeti.kvmd import ctrldir, directory_locks, lockfile, pidfile, ssconf
 
 if TYPE_CHECKING:
   from typing import Optional
@@ -89,7 +89,7 @@ def _ensure() -> None:
 def _reason_not_to_run() -> Optional[str]:
   """Tells why a daemon would end at once, if that is known here."""
   try:
-    return cluster.reason_not_to_run()
+    return ssconf.reason_not_to_run()
   except OSError:
     # The daemon will say so, in its own words.
     return None

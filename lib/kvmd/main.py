@@ -183,7 +183,7 @@ def _find_files(options: argparse.Namespace) -> Files:
     return Files(options.ctrl_dir, options.pid_file, None)
   try:
     from ganeti import constants, pathutils
-    from ganeti.kvmd import cluster
+    from ganeti.kvmd import ssconf
   except (ImportError, RuntimeError) as err:
     raise StartError(
       f"there is no Ganeti to serve ({err}); without it, say which directory"
@@ -195,7 +195,7 @@ def _find_files(options: argparse.Namespace) -> Files:
       " (--no-user-checks lets it try)"
     )
   try:
-    reason = cluster.reason_not_to_run()
+    reason = ssconf.reason_not_to_run()
   except OSError as err:
     raise StartError(
       f"this node is in no Ganeti cluster: cannot read {err.filename}:"

@@ -56,5 +56,6 @@ if importlib.util.find_spec("ganeti.constants") is None:
     "unit/test_ganeti.py",
     "unit/test_hv_kvm.py",
     "unit/test_launch.py",
+    "unit/test_ssconf.py",
     "unit/test_stock.py",
   ]

@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING
 
 from ganeti import constants, errors, objects
 from ganeti.kvmd import (
-  cluster,
   ctrldir,
   inquiry,
   journal_files,
@@ -33,6 +32,7 @@ from ganeti.kvmd import (
   mark_files,
   processes,
   rule_file,
+  ssconf,
 )
 from ganeti.kvmd.marks import Mark
 
@@ -410,7 +410,7 @@ def _wants_user_shutdown(hvparams: Optional[dict[str, Any]]) -> bool:
 def _is_daemon_wanted() -> bool:
   """Tells whether the cluster wants a daemon, which keeps journals short."""
   try:
-    return cluster.reason_not_to_run() is None
+    return ssconf.reason_not_to_run() is None
   except OSError:
     # The node is in no cluster, or not yet.
     return True

@@ -288,9 +288,9 @@ _ON = "user shutdown is on"
 def _cluster() -> str:
   """Tells whether the cluster has the feature on."""
   try:
-    from ganeti.kvmd import cluster
+    from ganeti.kvmd import ssconf
 
-    return cluster.reason_not_to_run() or _ON
+    return ssconf.reason_not_to_run() or _ON
   except (ImportError, RuntimeError):
     return "unknown without Ganeti"
   except OSError:

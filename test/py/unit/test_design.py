@@ -21,8 +21,7 @@ _DOCUMENTS = [_DESIGN, *sorted((_SOURCE / "doc" / "decisions").glob("*.md"))]
 #: What each module of the daemon imports of the others, for its types as well.
 _IMPORTS = {
   "__init__": "",
-  "cluster": "",
-  "ctrldir": "directory_locks own_files",
+  "ctrldir": "lockfile",
   "daemon": "ctrldir exits journals lifecycle lockfile monitors processes quota"
   " rule_file signals watch",
   "detach": "",
@@ -32,16 +31,15 @@ _IMPORTS = {
   "inquiry": "ctrldir journal journal_files lifecycle mark_files",
   "instance": "ctrldir lifecycle mark_files qmp quota",
   "journal": "digest journal_files lifecycle qmp",
-  "journal_files": "ctrldir digest own_files qmp space",
-  "journals": "ctrldir instance journal journal_files lifecycle"
-  " mark_files monitor processes quota",
-  "launch": "cluster ctrldir directory_locks lockfile pidfile",
+  "journal_files": "ctrldir digest qmp",
+  "journals": "ctrldir instance journal journal_files lifecycle monitor"
+  " processes quota",
+  "launch": "ctrldir lockfile pidfile ssconf",
   "lifecycle": "",
   "lockfile": "own_files",
   "logs": "",
-  "main": "__init__ cluster ctrldir daemon detach lifecycle lockfile logs"
-  " pidfile signals",
-  "mark_files": "ctrldir own_files",
+  "main": "__init__ ctrldir daemon detach lifecycle lockfile logs pidfile"
+  " signals ssconf",
   "monitor": "ctrldir instance lifecycle qmp",
   "monitors": "ctrldir instance lifecycle monitor processes quota",
   "own_files": "",
@@ -51,24 +49,23 @@ _IMPORTS = {
   "quota": "",
   "rule_file": "ctrldir own_files",
   "setup.__init__": "",
-  "setup.main": "__init__ cluster setup.node setup.replacement setup.system",
-  "setup.node": "__init__ ctrldir directory_locks lockfile pidfile"
-  " setup.system",
+  "setup.main": "__init__ setup.node setup.replacement setup.system ssconf",
+  "setup.node": "__init__ ctrldir lockfile pidfile setup.system",
   "setup.records": "setup.system",
   "setup.replacement": "setup.records setup.system",
   "setup.system": "lockfile",
   "signals": "",
-  "space": "",
+  "ssconf": "",
   "watch": "",
 }
 
 #: What they import of Ganeti's own modules. Where a daemon needs one, what it
 #: brings along is the daemon's as well; launch runs in the node daemon.
 _GANETI_IMPORTS = {
-  "cluster": "constants pathutils vcluster",
   "ctrldir": "pathutils",
   "launch": "constants errors pathutils utils",
   "main": "constants pathutils",
+  "ssconf": "constants pathutils vcluster",
 }
 
 #: What is quoted in a document, as `monitor._READ_SIZE`; no file.

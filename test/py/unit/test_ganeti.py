@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import pathlib
-import socket
 import subprocess
 
 import forked
@@ -20,7 +19,7 @@ import kvmd_process
 import pytest
 from fake_monitor import USER, FakeMonitor
 from ganeti import constants
-from ganeti.kvmd import cluster, main
+from ganeti.kvmd import main
 from guests import lifetime
 from kvmd_process import Foreground, attach
 from kvmd_process import run as run_program
@@ -271,30 +270,3 @@ def test_only_root_may_run_it(capfd):
   said = capfd.readouterr()
   assert "must run as root, not as user " in said.err
   assert "--no-user-checks" in said.err
-
-
-@pytest.mark.parametrize(
-  ("nodes", "host", "found"),
-  [
-    (["a.x", "b.x"], "a.x", "a.x"),
-    (["a.x", "b.x"], "b", "b.x"),
-    (["a.x", "b.x"], "b.y", "b.x"),
-    (["a.x", "a.y"], "a", None),
-    (["a.x", "a.y"], "a.y", "a.y"),
-    (["a", "a.y"], "a", "a"),
-    (["ab.x"], "a", None),
-    ([], "a", None),
-  ],
-)
-def test_which_node_this_is(nodes, host, found, monkeypatch):
-  contents = {
-    **ALL_ON,
-    constants.SS_NODE_VM_CAPABLE: "".join(f"{name}=False\n" for name in nodes),
-  }
-  monkeypatch.setattr(cluster, "_read", contents.__getitem__)
-  monkeypatch.setattr(socket, "gethostname", lambda: host)
-  reason = cluster.reason_not_to_run()
-  if found is None:
-    assert reason is None
-  else:
-    assert f"the node {found} is not VM-capable" in reason

@@ -29,13 +29,13 @@ from ganeti import constants, errors, objects, utils
 from ganeti.hypervisor import hv_base, hv_kvm
 from ganeti.hypervisor.hv_kvm import stock, user_shutdown
 from ganeti.kvmd import (
-  cluster,
   ctrldir,
   journal_files,
   launch,
   mark_files,
   processes,
   rule_file,
+  ssconf,
 )
 from ganeti.kvmd.marks import Mark
 from ganeti.watcher import nodemaint
@@ -260,7 +260,7 @@ class TestStart:
   ) -> None:
     user_shutdown, reason, wanted = case
     commands = []
-    monkeypatch.setattr(cluster, "reason_not_to_run", lambda: reason)
+    monkeypatch.setattr(ssconf, "reason_not_to_run", lambda: reason)
     monkeypatch.setattr(
       stock.KVMHypervisor,
       "_RunKVMCmd",

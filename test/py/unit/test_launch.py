@@ -21,7 +21,7 @@ import time
 import forked
 import pytest
 from ganeti import constants, pathutils
-from ganeti.kvmd import cluster, ctrldir, launch
+from ganeti.kvmd import ctrldir, launch, ssconf
 from guests import lifetime
 
 #: Says that it was called, and starts a daemon that ends when it is told to
@@ -44,7 +44,7 @@ opened = os.open("{ctrl}", os.O_RDONLY)
 ctrldir.ControlDirectory("{ctrl}", opened, ".kvmd").locks.claim()
 """
 
-_REASON_NOT_TO_RUN = cluster.reason_not_to_run
+_REASON_NOT_TO_RUN = ssconf.reason_not_to_run
 
 _STOCK = """
 lock = pidfile.PidFile("{pid_file}")
@@ -105,7 +105,7 @@ def place(monkeypatch, scratch) -> collections.abc.Iterator[Place]:
   monkeypatch.setattr(launch, "pid_file", lambda: str(found.pid_file))
   monkeypatch.setattr(ctrldir, "ganeti_path", lambda: str(found.ctrl))
   monkeypatch.setattr(pathutils, "DAEMON_UTIL", str(found.tool))
-  monkeypatch.setattr(cluster, "reason_not_to_run", lambda: None)
+  monkeypatch.setattr(ssconf, "reason_not_to_run", lambda: None)
   yield found
   found.end()
 
@@ -184,7 +184,7 @@ def test_one_that_is_not_wanted(
 ) -> None:
   """Nothing is started, nothing is waited for, and it is said once."""
   reason = "user shutdown is off"
-  monkeypatch.setattr(cluster, "reason_not_to_run", lambda: reason)
+  monkeypatch.setattr(ssconf, "reason_not_to_run", lambda: reason)
   caplog.set_level(logging.INFO)
   for _ in range(3):
     launch.ensure()
@@ -200,7 +200,7 @@ def test_why_it_is_not_wanted(
   """By what the daemon itself goes by."""
   data = scratch / "data"
   data.mkdir()
-  monkeypatch.setattr(cluster, "reason_not_to_run", _REASON_NOT_TO_RUN)
+  monkeypatch.setattr(ssconf, "reason_not_to_run", _REASON_NOT_TO_RUN)
   monkeypatch.setattr(pathutils, "DATA_DIR", str(data))
   for key, value in {
     constants.SS_HYPERVISOR_LIST: "kvm",
