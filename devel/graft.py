@@ -242,8 +242,9 @@ class Graft:
     )
     makefile.define("kvmd_PYTHON", sources, "hypervisor_hv_kvm_PYTHON")
     makefile.add("all_python_code", "$(kvmd_PYTHON)")
-    for name in (_STOCK, f"{_HV_KVM}/user_shutdown.py"):
-      makefile.add("hypervisor_hv_kvm_PYTHON", name)
+    for name in names:
+      if name.startswith(f"{_HV_KVM}/") and name != _FRONT:
+        makefile.add("hypervisor_hv_kvm_PYTHON", name)
 
     makefile.add("server_PYTHON", "lib/server/kvmd.py")
     makefile.add("PYTHON_BOOTSTRAP_SBIN", "daemons/ganeti-kvmd")

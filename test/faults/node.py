@@ -13,7 +13,7 @@ import signal
 import time
 from unittest import mock
 
-from ganeti.hypervisor.hv_kvm import stock, user_shutdown
+from ganeti.hypervisor.hv_kvm import control, inquiry, stock
 from ganeti.kvmd import ctrldir
 
 #: No instance may keep others waiting for so long, in seconds, nor Ganeti:
@@ -35,13 +35,12 @@ class Hypervisor:
   def __init__(self, ctrl_dir: pathlib.Path) -> None:
     self.waited = 0.0
 
-    class _Hypervisor(user_shutdown.UserShutdown):
-      _CTRL_DIR = str(ctrl_dir)
-
     class _Stock(stock.KVMHypervisor):  # type: ignore[misc]
       _CTRL_DIR = str(ctrl_dir)
 
-    self._code = _Hypervisor
+    self._control = control.Control(str(ctrl_dir))
+    self._budget = inquiry.Budget()
+    self._runtimes = ctrl_dir.parent / "conf"
     self._stock = _Stock
 
   @contextlib.contextmanager
@@ -58,16 +57,15 @@ class Hypervisor:
   def prepare_start(self, name: str) -> None:
     """Do what comes before any start."""
     with self._counting_waits():
-      self._code._ClearMarks(name)
+      self._control.clear(name)
 
   def prepare_stock_start(self, name: str) -> None:
     """Do what Ganeti's own code does before any start."""
     self._stock._ClearUserShutdown(name)
     # It also saves what QEMU is started with.
-    runtimes = pathlib.Path(self._code._CTRL_DIR).parent / "conf"
     with contextlib.suppress(OSError):
-      runtimes.mkdir(exist_ok=True)
-      (runtimes / f"{name}.runtime").write_bytes(b"")
+      self._runtimes.mkdir(exist_ok=True)
+      (self._runtimes / f"{name}.runtime").write_bytes(b"")
 
   def prepare_journal(self, name: str, shift: int = 0) -> bool:
     """Make the files of a journal.
@@ -77,19 +75,19 @@ class Hypervisor:
 
     """
     with self._counting_waits(), _wrong_clock(shift):
-      return bool(self._code._PrepareJournal(name))
+      return bool(self._control.prepare_journal(name))
 
   def prepare_stop(self, name: str) -> None:
     """Do what comes before an administrator's powerdown."""
-    self._code._MarkPowerdown(name)
+    self._control.mark_powerdown(name)
 
   def finish_stop(self, name: str) -> None:
     """Do what comes after each attempt to stop an instance."""
-    self._code._ClearUserShutdown(name)
+    self._control.clear(name, [ctrldir.Mark.SHUTDOWN])
 
   def clean_up(self, name: str) -> None:
     """Do what comes after the end of an instance that was stopped."""
-    self._code._ClearMarks(name)
+    self._control.clear(name)
 
   def is_user_down(self, name: str) -> bool:
     """Tell what Ganeti thinks of an instance that is down.
@@ -98,7 +96,7 @@ class Hypervisor:
 
     """
     with _limited():
-      return bool(self._code._IsUserShutdown(name))
+      return self._control.is_user_shutdown(name, self._budget)
 
 
 @contextlib.contextmanager

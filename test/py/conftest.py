@@ -49,13 +49,16 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "kvmd"))
 # pyinotify has ldconfig look for the C library for each watch that is made.
 ctypes.util.find_library = functools.lru_cache(ctypes.util.find_library)
 
-# Without Ganeti there is nothing to be tested of the daemon of a node.
+# Without Ganeti there is neither a node's daemon nor a hypervisor.
 if importlib.util.find_spec("ganeti.constants") is None:
   collect_ignore = [
     "setup",
+    "unit/test_control.py",
     "unit/test_ganeti.py",
     "unit/test_hv_kvm.py",
+    "unit/test_inquiry.py",
     "unit/test_launch.py",
+    "unit/test_patience.py",
     "unit/test_ssconf.py",
     "unit/test_stock.py",
   ]

@@ -47,7 +47,9 @@ print(*(each.__module__.rpartition(".")[2] for each in used.__mro__))
 _STOCK_CLASS = "hv_kvm hv_base builtins"
 
 #: Which process the hypervisor side takes for the daemon
-_RUNNING = "from ganeti.kvmd import launch; print(launch.running())"
+_RUNNING = (
+  "from ganeti.hypervisor.hv_kvm import launch; print(launch.running())"
+)
 
 #: Where the program keeps others of its kind away
 _LOCK = "/run/ganeti-kvmd-setup.lock"

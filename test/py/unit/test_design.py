@@ -18,7 +18,11 @@ _LIB = _SOURCE / "lib"
 _DESIGN = _SOURCE / "doc" / "design.md"
 _DOCUMENTS = [_DESIGN, *sorted((_SOURCE / "doc" / "decisions").glob("*.md"))]
 
-#: What each module of the daemon imports of the others, for its types as well.
+#: Where our modules are: the daemon's, the hypervisor's and those of
+#: ganeti-kvmd-setup. In the tables those of the daemon go by their own names.
+_PACKAGES = ("kvmd", "hypervisor.hv_kvm", "kvmd.setup")
+
+#: What each module imports of the others, for its types as well.
 _IMPORTS = {
   "__init__": "",
   "ctrldir": "lockfile",
@@ -28,13 +32,18 @@ _IMPORTS = {
   "digest": "lifecycle",
   "directory_locks": "lockfile",
   "exits": "",
-  "inquiry": "ctrldir journal journal_files lifecycle mark_files",
-  "instance": "ctrldir lifecycle mark_files qmp quota",
+  "hv_kvm.__init__": "hv_kvm.user_shutdown",
+  "hv_kvm.control": "ctrldir hv_kvm.inquiry journal_files lifecycle",
+  "hv_kvm.inquiry": "ctrldir journal journal_files lifecycle",
+  "hv_kvm.launch": "ctrldir lockfile pidfile processes ssconf",
+  "hv_kvm.patience": "",
+  "hv_kvm.user_shutdown": "ctrldir hv_kvm.control hv_kvm.inquiry hv_kvm.launch"
+  " hv_kvm.patience",
+  "instance": "ctrldir lifecycle qmp quota",
   "journal": "digest journal_files lifecycle qmp",
   "journal_files": "ctrldir digest qmp",
   "journals": "ctrldir instance journal journal_files lifecycle monitor"
   " processes quota",
-  "launch": "ctrldir lockfile pidfile ssconf",
   "lifecycle": "",
   "lockfile": "own_files",
   "logs": "",
@@ -60,13 +69,18 @@ _IMPORTS = {
 }
 
 #: What they import of Ganeti's own modules. Where a daemon needs one, what it
-#: brings along is the daemon's as well; launch runs in the node daemon.
+#: brings along is the daemon's as well; hv_kvm runs in the node daemon.
 _GANETI_IMPORTS = {
   "ctrldir": "pathutils",
-  "launch": "constants errors pathutils utils",
+  "hv_kvm.__init__": "hypervisor",
+  "hv_kvm.launch": "constants errors pathutils utils",
+  "hv_kvm.user_shutdown": "constants errors objects",
   "main": "constants pathutils",
   "ssconf": "constants pathutils vcluster",
 }
+
+#: Ganeti's own module in our package.
+_STOCK = "ganeti.hypervisor.hv_kvm.stock"
 
 #: What is quoted in a document, as `monitor._READ_SIZE`; no file.
 _QUOTED = re.compile(r"`([a-z_]+)\.(?!py`)([A-Za-z_]+)`")
@@ -75,16 +89,24 @@ _PATH = re.compile(r"\b(?:lib|test|devel|doc)/[\w./-]*\w")
 _LINK = re.compile(r"\]\(([^)#:]+)\)")
 
 
-def _modules() -> dict[str, pathlib.Path]:
-  package = _LIB / "kvmd"
+def _modules() -> dict[str, str]:
+  """Returns the modules' names in the tables, and their full ones."""
   return {
-    ".".join(path.relative_to(package).with_suffix("").parts): path
-    for path in package.rglob("*.py")
+    f"{package}.{path.stem}".split(".", package.count("."))[-1].removeprefix(
+      "kvmd."
+    ): f"ganeti.{package}.{path.stem}".removesuffix(".__init__")
+    for package in _PACKAGES
+    for path in (_LIB / package.replace(".", "/")).glob("*.py")
   }
 
 
-def _imported(path: pathlib.Path) -> set[str]:
+_MODULES = _modules()
+
+
+def _imported(module: str) -> set[str]:
   """Returns the full names of what a module imports of the package ganeti."""
+  path = _LIB / module.replace(".", "/").replace("ganeti/", "", 1)
+  path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
   found = set()
   for node in ast.walk(ast.parse(path.read_text())):
     if isinstance(node, ast.ImportFrom):
@@ -95,30 +117,37 @@ def _imported(path: pathlib.Path) -> set[str]:
   return {name for name in found if name.split(".")[0] == "ganeti"}
 
 
-def _split(path: pathlib.Path) -> tuple[set[str], set[str]]:
+def _split(module: str) -> tuple[set[str], set[str]]:
   """Returns what a module imports of ours, and of Ganeti's."""
+  names = {full: name for name, full in _MODULES.items()}
   ours = set()
   others = set()
-  for name in _imported(path):
-    parts = name.split(".")[1:]
-    if parts[0] != "kvmd":
-      others.add(parts[0])
-      continue
+  for each in _imported(module):
     # The name may be that of something in a module.
-    found = [".".join(parts[1:end]) for end in (len(parts), len(parts) - 1)]
-    ours.add(next((each for each in found if each in _IMPORTS), "__init__"))
+    found = names.get(each) or names.get(each.rpartition(".")[0])
+    if found is None or each == _STOCK:
+      others.add(each.split(".")[1])
+    else:
+      ours.add(found)
   return ours, others
 
 
-@pytest.mark.parametrize("module", sorted(_modules()))
+@pytest.mark.parametrize("module", sorted(_MODULES))
 def test_who_imports_whom(module: str) -> None:
-  ours, others = _split(_modules()[module])
+  ours, others = _split(_MODULES[module])
   assert ours == set(_IMPORTS[module].split())
   assert others == set(_GANETI_IMPORTS.get(module, "").split())
 
 
+def test_siblings_know_the_daemon_only() -> None:
+  """Neither what is for the hypervisor nor what is for the administrator."""
+  for module, names in _IMPORTS.items():
+    own = module.rpartition(".")[0]
+    assert {name.rpartition(".")[0] for name in names.split()} <= {"", own}
+
+
 def test_imports_run_one_way() -> None:
-  assert set(_IMPORTS) == set(_modules())
+  assert set(_IMPORTS) == set(_MODULES)
   sorter = graphlib.TopologicalSorter(
     {module: names.split() for module, names in _IMPORTS.items()}
   )
@@ -145,9 +174,16 @@ def test_what_is_quoted_exists(document: pathlib.Path) -> None:
     for link in _LINK.findall(text)
     if not (document.parent / link).exists()
   ]
+  # In a document a module goes by its own name, the daemon's first.
+  modules = {
+    name.rpartition(".")[2]: full
+    for name, full in sorted(
+      _MODULES.items(), key=lambda each: "." not in each[0]
+    )
+  }
   for module, name in _QUOTED.findall(text):
-    if module in _IMPORTS and not hasattr(
-      importlib.import_module(f"ganeti.kvmd.{module}"), name
+    if module in modules and not hasattr(
+      importlib.import_module(modules[module]), name
     ):
       missing.append(f"{module}.{name}")
   for file_name, name in _TEST.findall(text):

@@ -27,11 +27,10 @@ import pytest
 import stock_calls
 from ganeti import constants, errors, objects, utils
 from ganeti.hypervisor import hv_base, hv_kvm
-from ganeti.hypervisor.hv_kvm import stock, user_shutdown
+from ganeti.hypervisor.hv_kvm import launch, patience, stock
 from ganeti.kvmd import (
   ctrldir,
   journal_files,
-  launch,
   mark_files,
   processes,
   rule_file,
@@ -825,7 +824,7 @@ class TestPatience:
   @pytest.fixture(autouse=True)
   def clock(self, monkeypatch) -> Clock:
     found = Clock()
-    monkeypatch.setattr(user_shutdown, "time", found)
+    monkeypatch.setattr(patience, "time", found)
     return found
 
   def _stir(self, place: Place) -> None:

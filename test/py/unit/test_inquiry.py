@@ -10,7 +10,8 @@ import time
 
 import pytest
 from fake_monitor import GREETING, USER, encode, event
-from ganeti.kvmd import ctrldir, inquiry, journal, journal_files, mark_files
+from ganeti.hypervisor.hv_kvm import inquiry
+from ganeti.kvmd import ctrldir, journal, journal_files, mark_files
 from ganeti.kvmd.lifecycle import Rule
 from ganeti.kvmd.marks import Mark
 

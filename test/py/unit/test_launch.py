@@ -21,7 +21,8 @@ import time
 import forked
 import pytest
 from ganeti import constants, pathutils
-from ganeti.kvmd import ctrldir, launch, ssconf
+from ganeti.hypervisor.hv_kvm import launch
+from ganeti.kvmd import ctrldir, ssconf
 from guests import lifetime
 
 #: Says that it was called, and starts a daemon that ends when it is told to

@@ -21,8 +21,8 @@ import pytest
 import stock_calls
 from ganeti import constants, hypervisor, utils
 from ganeti.hypervisor import hv_base, hv_kvm
-from ganeti.hypervisor.hv_kvm import stock, user_shutdown
-from ganeti.kvmd import ctrldir, launch
+from ganeti.hypervisor.hv_kvm import launch, stock, user_shutdown
+from ganeti.kvmd import ctrldir
 from ganeti.kvmd.setup import node
 from stock_calls import OVERRIDDEN
 

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 the ganeti-kvmd developers
 # SPDX-License-Identifier: BSD-2-Clause
 
-"""For the hypervisor: what the journal of an instance that is down tells.
+"""What the journal of an instance that is down tells.
 
 Ganeti's node daemon asks this about all instances of the node at once, and its
 jobs wait for the answer. How long a journal is, its QEMU decides. So there is

@@ -1,11 +1,7 @@
 # Copyright (C) 2026 the ganeti-kvmd developers
 # SPDX-License-Identifier: BSD-2-Clause
 
-"""For the hypervisor: makes sure that a daemon runs on this node.
-
-This is not part of the daemon; it runs in Ganeti's node daemon, with Ganeti's
-own means.
-"""
+"""Makes sure that a daemon runs on this node, with Ganeti's own means."""
 
 from __future__ import annotations
 
@@ -16,7 +12,14 @@ import time
 from typing import TYPE_CHECKING
 
 from ganeti import constants, errors, pathutils, utils
-from ganeti.kvmd import ctrldir, directory_locks, lockfile, pidfile, ssconf
+from ganeti.kvmd import (
+  ctrldir,
+  directory_locks,
+  lockfile,
+  pidfile,
+  processes,
+  ssconf,
+)
 
 if TYPE_CHECKING:
   from typing import Optional
@@ -51,6 +54,31 @@ def running() -> Optional[int]:
   return pidfile.holder(pid_file()) if process is None else process
 
 
+def at_work() -> Optional[float]:
+  """Tells whether the daemon has yet to see to something.
+
+  @return: how long it has worked so far, in seconds; None if it rests, or does
+    not run
+  @raise OSError: if that cannot be found out
+
+  """
+  daemon = running()
+  return None if daemon is None else processes.at_work(daemon)
+
+
+def reason_not_to_run() -> Optional[str]:
+  """Tells why a daemon would end at once.
+
+  @return: None if it would not, or if only the daemon itself can say it: the
+    node is in no cluster, or not yet
+
+  """
+  try:
+    return ssconf.reason_not_to_run()
+  except OSError:
+    return None
+
+
 def ensure() -> None:
   """Starts the daemon if it does not run.
 
@@ -69,7 +97,7 @@ def ensure() -> None:
 def _ensure() -> None:
   if running() is not None:
     return
-  reason = _reason_not_to_run()
+  reason = reason_not_to_run()
   if reason is not None:
     _log_reason(reason)
     return
@@ -84,15 +112,6 @@ def _ensure() -> None:
       _warn(f"{result.cmd} failed ({result.fail_reason}): {output}")
   elif not _await_running():
     logging.info("The KVM daemon does not run: %s", output)
-
-
-def _reason_not_to_run() -> Optional[str]:
-  """Tells why a daemon would end at once, if that is known here."""
-  try:
-    return ssconf.reason_not_to_run()
-  except OSError:
-    # The daemon will say so, in its own words.
-    return None
 
 
 @functools.lru_cache

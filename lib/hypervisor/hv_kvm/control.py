@@ -1,0 +1,208 @@
+# Copyright (C) 2026 the ganeti-kvmd developers
+# SPDX-License-Identifier: BSD-2-Clause
+
+"""What the hypervisor does in the control directory.
+
+Nothing of that is worth an instance: whatever goes wrong is logged, with what
+it means, and nothing is raised.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from ganeti.hypervisor.hv_kvm import inquiry
+from ganeti.kvmd import ctrldir, journal_files, lifecycle, mark_files, rule_file
+from ganeti.kvmd.marks import Mark
+
+if TYPE_CHECKING:
+  from collections.abc import Iterable, Iterator
+
+
+class Deed(NamedTuple):
+  """Something that Ganeti can do without.
+
+  @ivar what: what is done
+  @ivar meaning: what it means if it fails
+
+  """
+
+  what: str
+  meaning: str
+
+
+FIND_OUT = Deed(
+  "find out whether its user shut it down", "it is taken for crashed"
+)
+_PREPARE = Deed(
+  "make its journal",
+  "it is started without one; if its user shuts it down while the KVM daemon"
+  " does not run, it is taken for crashed",
+)
+MARK_POWERDOWN = Deed(
+  "mark it as stopped by an administrator",
+  "should its user shut it down in the same moment, that is what counts",
+)
+_CLEAR = Deed(
+  "remove what is known of its last life",
+  "it may pass for shut down by its user when it is not; remove that by hand",
+)
+
+
+class Control:
+  """The control directory, as the hypervisor uses it.
+
+  It is opened for each deed. Where it is missing there are no marks, and there
+  is nothing to do.
+
+  """
+
+  def __init__(self, path: str) -> None:
+    self._path = path
+    self._missing = ctrldir.ControlDirectory(path, None, ctrldir.MONITOR_SUFFIX)
+
+  def prepare_journal(self, name: str) -> list[str]:
+    """Makes the files of a journal.
+
+    @param name: the instance's
+    @return: QEMU's options for it; none if there is no journal
+
+    """
+    with self._attempt(name, _PREPARE) as directory:
+      return journal_files.prepare(directory, name)
+    return []
+
+  def clear(self, name: str, marks: Iterable[Mark] = tuple(Mark)) -> None:
+    """Removes what was said of an earlier life of an instance.
+
+    A journal is removed with the marks, unless the instance lives.
+
+    @param name: the instance's
+
+    """
+    for mark in marks:
+      with self._attempt(name, _CLEAR) as directory:
+        mark_files.remove(directory, mark, name)
+    with self._attempt(name, _CLEAR) as directory:
+      if not journal_files.is_being_written(directory, name):
+        journal_files.remove(directory, name)
+
+  def mark_powerdown(self, name: str) -> None:
+    """Marks an instance that an administrator stops.
+
+    If that fails, the daemon has only QEMU's word for it, which is right but
+    for the case that the instance's user does the same at once.
+
+    @param name: the instance's
+
+    """
+    with self._attempt(name, MARK_POWERDOWN) as directory:
+      life = directory.life(name)
+      mark_files.write(directory, Mark.POWERDOWN, name, life)
+
+  def is_user_shutdown(self, name: str, budget: inquiry.Budget) -> bool:
+    """Tells whether an instance that is down was turned off by its user.
+
+    @param name: the instance's
+    @param budget: how long journals may be read
+
+    """
+    with self._attempt(name, FIND_OUT) as directory:
+      # The daemon marks an instance before it removes the journal: in this
+      # order one of the two is found.
+      by_journal = inquiry.is_user_shutdown(
+        directory, name, _rule(directory), budget
+      )
+      if by_journal is not None:
+        return by_journal
+      return mark_files.is_marked(directory, Mark.SHUTDOWN, name)
+    return False
+
+  def may_be_marked(self, name: str, seconds: float) -> bool:
+    """Tells whether an instance that is down may be marked just now.
+
+    The daemon knows nothing that we do not know of an instance that left a
+    journal, or that was killed and so left its monitor. And if no QEMU has
+    removed its sockets a moment ago, none has ended by itself.
+
+    @param name: the instance's; it was started here
+    @param seconds: how long a moment is
+    @raise OSError: if that cannot be found out
+
+    """
+    with self._opened() as directory:
+      changed = os.fstat(directory.descriptor).st_mtime
+      return (
+        0 <= time.time() - changed < seconds
+        and not directory.has_monitor(name)
+        and not directory.has_journal(name)
+      )
+
+  @contextlib.contextmanager
+  def tolerating(self, name: str, deed: Deed) -> Iterator[None]:
+    """Logs what fails for an instance, and goes on.
+
+    @param name: the instance's
+    @param deed: what is done
+
+    """
+    try:
+      yield
+    except ctrldir.MissingDirectoryError:
+      pass
+    except OSError as err:
+      logging.warning(
+        "Instance %s: cannot %s (%s: %s): %s",
+        name,
+        deed.what,
+        os.path.join(self._path, str(err.filename or "")),
+        err.strerror,
+        deed.meaning,
+      )
+    except Exception:
+      logging.exception(
+        "Instance %s: cannot %s, by a fault of ganeti-kvmd, please report it:"
+        " %s",
+        name,
+        deed.what,
+        deed.meaning,
+      )
+
+  @contextlib.contextmanager
+  def _attempt(
+    self, name: str, deed: Deed
+  ) -> Iterator[ctrldir.ControlDirectory]:
+    """Does something in the directory; one that fails to open is missing."""
+    directory = self._missing
+    with contextlib.ExitStack() as stack:
+      with self.tolerating(name, deed):
+        directory = stack.enter_context(self._opened())
+      with self.tolerating(name, deed):
+        yield directory
+
+  @contextlib.contextmanager
+  def _opened(self) -> Iterator[ctrldir.ControlDirectory]:
+    """Opens the directory, which may be missing."""
+    try:
+      descriptor = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+      yield self._missing
+      return
+    try:
+      yield ctrldir.ControlDirectory(
+        self._path, descriptor, ctrldir.MONITOR_SUFFIX
+      )
+    finally:
+      os.close(descriptor)
+
+
+def _rule(directory: ctrldir.ControlDirectory) -> lifecycle.Rule:
+  """Returns the rule that the daemon judges by, or did while it ran."""
+  try:
+    return lifecycle.Rule(rule_file.read(directory))
+  except ValueError:
+    return lifecycle.Rule.CAUSE
