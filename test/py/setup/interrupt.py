@@ -72,7 +72,7 @@ class Explorer:
     self._main = found["main"].main
     self._installation = found["INSTALLATION"]
     # What else it does was tested elsewhere, and takes long
-    from ganeti.kvmd.setup import node, records
+    from ganeti.tools.kvmd_setup import node, records
 
     node.Ganeti.check_hypervisor = lambda *_, **__: None
     node.check_daemon = lambda _: None

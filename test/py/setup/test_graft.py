@@ -14,18 +14,13 @@ import hashlib
 import os
 import pathlib
 import re
-import shutil
 import subprocess
 
+import packages
 import pytest
 from machine import GANETI_DIR, PYTHON
 
 _SOURCE = pathlib.Path(__file__).resolve().parents[3]
-
-#: Our modules beside Ganeti's own, which may be installed on this machine
-_BESIDE = {path.name for path in _SOURCE.glob("lib/hypervisor/hv_kvm/*.py")} - {
-  "__init__.py"
-}
 
 _CONFIGURE = """\
 AC_INIT([ganeti], [3.0])
@@ -143,15 +138,7 @@ def _picture(tree: pathlib.Path) -> dict[str, str]:
 def tree(scratch: pathlib.Path) -> pathlib.Path:
   """A source tree."""
   found = scratch / "ganeti"
-  shutil.copytree(
-    f"{GANETI_DIR}/ganeti",
-    found / "lib",
-    ignore=shutil.ignore_patterns("__pycache__", "kvmd", *_BESIDE),
-  )
-  stock = found / "lib/hypervisor/hv_kvm/stock.py"
-  if stock.exists():
-    # Ours is enabled on this machine
-    stock.replace(stock.with_name("__init__.py"))
+  packages.copy_ganeti(pathlib.Path(GANETI_DIR), found / "lib")
   tests = found / "test" / "py"
   tests.mkdir(parents=True)
   (tests / "ganeti.hypervisor.hv_kvm_unittest.py").write_text(_STOCK_TEST)
@@ -305,12 +292,25 @@ class TestBuild:
     assert installed == ours
     hypervisor = place / "ganeti/hypervisor/hv_kvm"
     assert (hypervisor / "stock.py").read_bytes() == stock
-    assert {path.name for path in hypervisor.glob("*.py")} > _BESIDE
+    beside = {path.name for path in packages.hypervisor().values()}
+    assert {path.name for path in hypervisor.glob("*.py")} > beside
     assert "(in Python)" in run(place / "ganeti-kvmd", "--version")
     assert {path.name for path in destination.glob("usr/sbin/*")} == {
       "ganeti-cleaner",
       "ganeti-confd",
     }
+
+    # As Ganeti's tests find all of it
+    both = {
+      name: tree / "lib" / path.relative_to(_SOURCE / "lib")
+      for name, path in {
+        **packages.daemon(),
+        **packages.hypervisor(),
+      }.items()
+    }
+    both |= packages.ganetis(pathlib.Path(GANETI_DIR))
+    run("make", "ganeti")
+    packages.check(lambda *words: run(PYTHON, *words), tree, both)
 
     said = run("make", "py-tests")
     assert re.search(r"^\d{2,} passed", said, re.MULTILINE)

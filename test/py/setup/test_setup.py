@@ -13,6 +13,7 @@ import stat
 import subprocess
 import typing
 
+import packages
 import pytest
 
 if os.geteuid() != 0:
@@ -72,7 +73,7 @@ _OUR_CLASS = "hv_kvm user_shutdown stock hv_base builtins"
 _OTHER_RUN = f"""
 import sys
 sys.path.insert(0, {GANETI_DIR!r})
-from ganeti.kvmd.setup import system
+from ganeti.tools.kvmd_setup import system
 with system.exclusively():
   print("ready", flush=True)
   sys.stdin.read()
@@ -151,6 +152,59 @@ class TestEnable:
     assert machine.python(_CLASS) == _STOCK_CLASS
     machine.run("test", "!", "-e", LIBDIR)
     machine.run(*make, "install")
+
+
+class TestPackages:
+  """Ours are in packages of Ganeti's."""
+
+  def test_ours_and_ganetis_can_be_imported(self, machine: Machine) -> None:
+    both = {
+      **packages.daemon(),
+      **packages.hypervisor(),
+      **packages.setup(),
+      **packages.ganetis(pathlib.Path(GANETI_DIR)),
+    }
+
+    def python(*words: str) -> str:
+      return machine.run(PYTHON, *words)
+
+    packages.check(python, GANETI_DIR, both)
+    machine.setup("enable")
+    packages.check(python, GANETI_DIR, both)
+    machine.setup("disable")
+
+  def test_ganetis_are_broken(self, machine: Machine) -> None:
+    """Those that do more than to be there; then ours can be taken away."""
+    before = machine.picture()
+    machine.setup("enable", "--daemon-only")
+    broken = " ".join(
+      f"{GANETI_DIR}/ganeti/{name}.py"
+      for name in (
+        "constants",
+        "pathutils",
+        "vcluster",
+        "utils/__init__",
+        "hypervisor/__init__",
+        "tools/common",
+      )
+    )
+    machine.shell(
+      f"for each in {broken}; do"
+      " cp -p $each $each.saved; echo 'raise ImportError(1)' >$each; done"
+    )
+    try:
+      status, text = machine.status()
+      assert status == 0
+      assert re.search("^daemon: +ours", text, re.MULTILINE)
+      assert "cluster:    unknown without Ganeti" in text
+      said = machine.refusal("disable")
+      assert "ImportError: 1" in said
+      assert machine.picture() == before
+      said = machine.refusal("enable")
+      assert "ImportError: 1; everything is as it was before" in said
+      assert machine.picture() == before
+    finally:
+      machine.shell(f"for each in {broken}; do mv $each.saved $each; done")
 
 
 class TestLock:

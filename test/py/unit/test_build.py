@@ -13,11 +13,15 @@ import subprocess
 import sys
 import venv
 
+import packages
 import pytest
 
 _SOURCE = pathlib.Path(__file__).resolve().parents[3]
 _BUILD = pathlib.Path(os.environ.get("GANETI_KVMD_BUILD", _SOURCE / "build"))
 _DAEMON = _BUILD / "daemons" / "ganeti-kvmd"
+_GANETI = re.search(
+  "^GANETI_DIR = (.*)$", (_BUILD / "Makefile").read_text(), re.MULTILINE
+)[1]
 _MISSING = re.compile(r"^configure: missing: (.*)$", re.MULTILINE)
 
 
@@ -135,6 +139,127 @@ class TestInstallation:
     assert not package.exists()
     assert daemon.parent.name == "sbin" or not daemon.parent.exists()
     _run("make", "uninstall", destination)
+
+
+class TestForms:
+  """The three forms of an installation, each from a build of its own.
+
+  Our modules and Ganeti's own are found in each, as far as they are for it.
+  """
+
+  @pytest.fixture
+  def source(self, scratch: pathlib.Path) -> pathlib.Path:
+    """The source tree, in which nothing was ever built."""
+    source = scratch / "source"
+    for name in (
+      "Makefile.am",
+      "Makefile.in",
+      "aclocal.m4",
+      "autotools",
+      "configure",
+      "configure.ac",
+      "daemons/ganeti-kvmd.in",
+      "doc",
+      "lib",
+      "man",
+      "tools/ganeti-kvmd-setup.in",
+    ):
+      (source / name).parent.mkdir(parents=True, exist_ok=True)
+      (source / name).symlink_to(_SOURCE / name)
+    return source
+
+  @staticmethod
+  def _check(
+    scratch: pathlib.Path,
+    place: str,
+    modules: dict[str, pathlib.Path],
+    *options: str,
+  ) -> set[str]:
+    """Builds, installs, imports, and uninstalls.
+
+    @param place: where the package ganeti is then
+    @param modules: those that are to be found there
+    @return: what was installed
+
+    """
+    build = scratch / "build"
+    build.mkdir()
+    python = re.search(
+      "^PYTHON = (.*)$", (_BUILD / "Makefile").read_text(), re.MULTILINE
+    )[1]
+    _run(
+      scratch / "source" / "configure",
+      f"PYTHON={python}",
+      "--prefix=/usr",
+      *options,
+      cwd=build,
+    )
+    root = scratch / "root"
+    root.mkdir(exist_ok=True)
+    before = _files(root)
+    install = ("make", f"DESTDIR={root}")
+    _run(*install, "install", cwd=build)
+    installed = _files(root) - before
+
+    def run_python(*words: str) -> str:
+      return _run(python, *words, cwd=scratch)
+
+    packages.check(run_python, root / place[1:], modules)
+    for name in modules:
+      package, _, file = name.replace(".", "/").rpartition("/")
+      directory = f"{place[1:]}/{package}"
+      if f"{directory}/{file}.py" in installed:
+        assert list(root.glob(f"{directory}/__pycache__/{file}.*.pyc"))
+    _run(*install, "uninstall", cwd=build)
+    assert _files(root) == before
+    return installed
+
+  def test_alone(self, scratch: pathlib.Path, source) -> None:
+    place = "/usr/share/ganeti-kvmd"
+    modules = packages.daemon()
+    # It is about a node of Ganeti's.
+    del modules["ganeti.kvmd.ssconf"]
+    installed = self._check(scratch, place, modules, "--without-ganeti")
+    assert not [name for name in installed if "hv_kvm" in name]
+    assert not [name for name in installed if "setup" in name]
+    assert "usr/sbin/ganeti-kvmd" in installed
+    assert not list((scratch / "root" / place[1:]).glob("*"))
+
+  if _GANETI:
+
+    def test_in_ganetis_tree(self, scratch: pathlib.Path, source) -> None:
+      ganeti = scratch / "root" / _GANETI[1:]
+      packages.copy_ganeti(pathlib.Path(_GANETI), ganeti / "ganeti")
+      both = {
+        **packages.daemon(),
+        **packages.hypervisor(),
+        **packages.setup(),
+        **packages.ganetis(pathlib.Path(_GANETI)),
+      }
+      installed = self._check(
+        scratch, _GANETI, both, f"--with-ganeti={_GANETI}"
+      )
+      assert "usr/sbin/ganeti-kvmd-setup" in installed
+      assert f"{_GANETI[1:]}/ganeti/tools/__init__.py" not in installed
+      for name in ("kvmd", "tools/kvmd_setup"):
+        assert not (ganeti / "ganeti" / name).exists()
+
+    def test_overlay(self, scratch: pathlib.Path, source) -> None:
+      both = {
+        **packages.daemon(),
+        **packages.setup(),
+        **packages.ganetis(pathlib.Path(_GANETI)),
+      }
+      installed = self._check(
+        scratch,
+        "/opt/kvmd",
+        both,
+        f"--with-ganeti={_GANETI}",
+        "--with-ganeti-install-dir=/opt/kvmd",
+      )
+      assert "usr/sbin/ganeti-kvmd-setup" in installed
+      assert not [name for name in installed if "hv_kvm" in name]
+      assert not (scratch / "root/opt/kvmd").exists()
 
 
 class TestInPlace:

@@ -20,7 +20,7 @@ _DOCUMENTS = [_DESIGN, *sorted((_SOURCE / "doc" / "decisions").glob("*.md"))]
 
 #: Where our modules are: the daemon's, the hypervisor's and those of
 #: ganeti-kvmd-setup. In the tables those of the daemon go by their own names.
-_PACKAGES = ("kvmd", "hypervisor.hv_kvm", "kvmd.setup")
+_PACKAGES = ("kvmd", "hypervisor.hv_kvm", "tools", "tools.kvmd_setup")
 
 #: What each module imports of the others, for its types as well.
 _IMPORTS = {
@@ -44,6 +44,13 @@ _IMPORTS = {
   "journal_files": "ctrldir digest qmp",
   "journals": "ctrldir instance journal journal_files lifecycle monitor"
   " processes quota",
+  "kvmd_setup.__init__": "",
+  "kvmd_setup.main": "__init__ kvmd_setup.node kvmd_setup.replacement"
+  " kvmd_setup.system ssconf",
+  "kvmd_setup.node": "__init__ ctrldir kvmd_setup.system lockfile pidfile",
+  "kvmd_setup.records": "kvmd_setup.system",
+  "kvmd_setup.replacement": "kvmd_setup.records kvmd_setup.system",
+  "kvmd_setup.system": "lockfile",
   "lifecycle": "",
   "lockfile": "own_files",
   "logs": "",
@@ -56,15 +63,9 @@ _IMPORTS = {
   "processes": "",
   "qmp": "",
   "quota": "",
-  "rule_file": "ctrldir own_files",
-  "setup.__init__": "",
-  "setup.main": "__init__ setup.node setup.replacement setup.system ssconf",
-  "setup.node": "__init__ ctrldir lockfile pidfile setup.system",
-  "setup.records": "setup.system",
-  "setup.replacement": "setup.records setup.system",
-  "setup.system": "lockfile",
   "signals": "",
   "ssconf": "",
+  "tools.__init__": "",
   "watch": "",
 }
 

@@ -15,18 +15,21 @@ import os
 import pathlib
 import re
 import subprocess
+import sys
 import typing
 
+import packages
 import pytest
 import stock_calls
 from ganeti import constants, hypervisor, utils
 from ganeti.hypervisor import hv_base, hv_kvm
 from ganeti.hypervisor.hv_kvm import launch, stock, user_shutdown
 from ganeti.kvmd import ctrldir
-from ganeti.kvmd.setup import node
+from ganeti.tools.kvmd_setup import node
 from stock_calls import OVERRIDDEN
 
 _LIB = pathlib.Path(__file__).resolve().parents[3] / "lib"
+_GANETI = pathlib.Path(inspect.getsourcefile(constants)).parents[1]
 _STOCK = stock.KVMHypervisor
 _OURS = user_shutdown.UserShutdown
 
@@ -225,8 +228,7 @@ class TestTool:
   @pytest.fixture
   def ganeti(self) -> node.Ganeti:
     """The installed Ganeti, as ganeti-kvmd-setup finds it."""
-    path = pathlib.Path(inspect.getsourcefile(constants))
-    return node.Ganeti(str(path.parents[1]))
+    return node.Ganeti(str(_GANETI))
 
   def test_is_found(self, ganeti: node.Ganeti) -> None:
     ganeti.check()
@@ -244,6 +246,40 @@ class TestTool:
       command, stdout=subprocess.PIPE, text=True, check=True
     )
     assert said.stdout.strip() == launch.pid_file()
+
+
+class TestPackages:
+  """The packages of Ganeti's that modules of ours are in."""
+
+  def test_build_tree(self) -> None:
+    both = {
+      **packages.daemon(),
+      **packages.hypervisor(),
+      **packages.setup(),
+      **packages.ganetis(_GANETI),
+    }
+    assert "ganeti.tools.burnin" in both
+    assert "ganeti.hypervisor.hv_xen" in both
+    assert "ganeti.hypervisor.hv_kvm.monitor" in both
+
+    def python(*words: str) -> str:
+      return subprocess.run(
+        [sys.executable, *words], stdout=subprocess.PIPE, text=True, check=True
+      ).stdout
+
+    packages.check(python, os.environ["GANETI_KVMD_BUILD"], both)
+
+  @pytest.mark.parametrize("name", ["__init__.py", "tools/__init__.py"])
+  def test_import_nothing(self, name: str) -> None:
+    """So ganeti-kvmd-setup runs whatever of Ganeti is broken."""
+    tree = ast.parse((_GANETI / "ganeti" / name).read_text())
+    imported = {
+      ast.unparse(each)
+      for each in ast.walk(tree)
+      if isinstance(each, (ast.Import, ast.ImportFrom))
+    }
+    # Ganeti makes sure that there is no such module.
+    assert imported <= {"from ganeti import ganeti"}
 
 
 class TestFront:

@@ -13,8 +13,8 @@ import pathlib
 from unittest import mock
 
 import pytest
-from ganeti.kvmd.setup import records, system
-from ganeti.kvmd.setup.replacement import Paths, Replacement, State
+from ganeti.tools.kvmd_setup import records, system
+from ganeti.tools.kvmd_setup.replacement import Paths, Replacement, State
 
 _OLD = "stock 1\n"
 _NEW = "stock 2\n"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from ganeti import kvmd
 from ganeti.kvmd import ctrldir, directory_locks, lockfile, pidfile
-from ganeti.kvmd.setup import system
+from ganeti.tools.kvmd_setup import system
 
 if TYPE_CHECKING:
   from typing import Optional

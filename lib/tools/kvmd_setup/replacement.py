@@ -30,7 +30,7 @@ import glob
 import os
 from typing import NamedTuple
 
-from ganeti.kvmd.setup import records, system
+from ganeti.tools.kvmd_setup import records, system
 
 
 class State(enum.Enum):

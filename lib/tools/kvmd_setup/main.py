@@ -11,8 +11,8 @@ import sys
 from typing import TYPE_CHECKING, NamedTuple
 
 from ganeti import kvmd
-from ganeti.kvmd.setup import node, system
-from ganeti.kvmd.setup.replacement import Paths, Replacement, State
+from ganeti.tools.kvmd_setup import node, system
+from ganeti.tools.kvmd_setup.replacement import Paths, Replacement, State
 
 if TYPE_CHECKING:
   from collections.abc import Sequence

@@ -15,7 +15,7 @@ import os
 import shutil
 from typing import TYPE_CHECKING, Protocol
 
-from ganeti.kvmd.setup import system
+from ganeti.tools.kvmd_setup import system
 
 if TYPE_CHECKING:
   from typing import Optional
