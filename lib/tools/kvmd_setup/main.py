@@ -328,7 +328,9 @@ def _parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     ("enable", "put our daemon and our hypervisor code in front of Ganeti's"),
     ("disable", "put Ganeti's own files back"),
   ):
-    command = commands.add_parser(name, help=text, description=text)
+    command = commands.add_parser(
+      name, allow_abbrev=False, help=text, description=text
+    )
     command.add_argument(
       "--restart",
       action="store_true",

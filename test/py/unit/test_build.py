@@ -194,6 +194,9 @@ class TestForms:
       *options,
       cwd=build,
     )
+    packed = _run("make", "-s", "list-dist-files", cwd=build)
+    for path in (*_SOURCE.glob("man/*"), *_SOURCE.glob("lib/**/*.py")):
+      assert str(path.relative_to(_SOURCE)) in packed
     root = scratch / "root"
     root.mkdir(exist_ok=True)
     before = _files(root)

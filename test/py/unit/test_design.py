@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ast
 import graphlib
-import importlib
 import pathlib
 import re
 
@@ -18,11 +17,8 @@ _LIB = _SOURCE / "lib"
 _DESIGN = _SOURCE / "doc" / "design.md"
 _DOCUMENTS = [_DESIGN, *sorted((_SOURCE / "doc" / "decisions").glob("*.md"))]
 
-#: Where our modules are: the daemon's, the hypervisor's and those of
-#: ganeti-kvmd-setup. In the tables those of the daemon go by their own names.
-_PACKAGES = ("kvmd", "hypervisor.hv_kvm", "tools", "tools.kvmd_setup")
-
-#: What each module imports of the others, for its types as well.
+#: What each module imports of the others, for its types as well. The daemon's
+#: go by their own names, the others' have the folder in front.
 _IMPORTS = {
   "__init__": "",
   "ctrldir": "lockfile",
@@ -63,6 +59,7 @@ _IMPORTS = {
   "processes": "",
   "qmp": "",
   "quota": "",
+  "server.kvmd": "main",
   "signals": "",
   "ssconf": "",
   "tools.__init__": "",
@@ -90,24 +87,24 @@ _PATH = re.compile(r"\b(?:lib|test|devel|doc)/[\w./-]*\w")
 _LINK = re.compile(r"\]\(([^)#:]+)\)")
 
 
-def _modules() -> dict[str, str]:
-  """Returns the modules' names in the tables, and their full ones."""
+def _modules() -> dict[str, pathlib.Path]:
+  """Returns all modules, by their names in the tables."""
   return {
-    f"{package}.{path.stem}".split(".", package.count("."))[-1].removeprefix(
-      "kvmd."
-    ): f"ganeti.{package}.{path.stem}".removesuffix(".__init__")
-    for package in _PACKAGES
-    for path in (_LIB / package.replace(".", "/")).glob("*.py")
+    ".".join(path.with_suffix("").parts[-2:]).removeprefix("kvmd."): path
+    for path in _LIB.rglob("*.py")
   }
 
 
 _MODULES = _modules()
 
 
-def _imported(module: str) -> set[str]:
+def _full_name(path: pathlib.Path) -> str:
+  parts = path.relative_to(_LIB).with_suffix("").parts
+  return ".".join(("ganeti", *parts)).removesuffix(".__init__")
+
+
+def _imported(path: pathlib.Path) -> set[str]:
   """Returns the full names of what a module imports of the package ganeti."""
-  path = _LIB / module.replace(".", "/").replace("ganeti/", "", 1)
-  path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
   found = set()
   for node in ast.walk(ast.parse(path.read_text())):
     if isinstance(node, ast.ImportFrom):
@@ -118,12 +115,12 @@ def _imported(module: str) -> set[str]:
   return {name for name in found if name.split(".")[0] == "ganeti"}
 
 
-def _split(module: str) -> tuple[set[str], set[str]]:
+def _split(path: pathlib.Path) -> tuple[set[str], set[str]]:
   """Returns what a module imports of ours, and of Ganeti's."""
-  names = {full: name for name, full in _MODULES.items()}
+  names = {_full_name(each): name for name, each in _MODULES.items()}
   ours = set()
   others = set()
-  for each in _imported(module):
+  for each in _imported(path):
     # The name may be that of something in a module.
     found = names.get(each) or names.get(each.rpartition(".")[0])
     if found is None or each == _STOCK:
@@ -176,15 +173,13 @@ def test_what_is_quoted_exists(document: pathlib.Path) -> None:
     if not (document.parent / link).exists()
   ]
   # In a document a module goes by its own name, the daemon's first.
-  modules = {
-    name.rpartition(".")[2]: full
-    for name, full in sorted(
-      _MODULES.items(), key=lambda each: "." not in each[0]
-    )
+  sources = {
+    name.rpartition(".")[2]: _MODULES[name].read_text()
+    for name in sorted(_MODULES, key=lambda each: "." not in each)
   }
   for module, name in _QUOTED.findall(text):
-    if module in modules and not hasattr(
-      importlib.import_module(modules[module]), name
+    if module in sources and not re.search(
+      rf"^(?:(?:def|class) )?{name}\b", sources[module], re.MULTILINE
     ):
       missing.append(f"{module}.{name}")
   for file_name, name in _TEST.findall(text):
