@@ -77,11 +77,13 @@ class FakeGaneti:
   """An installation of Ganeti's and of ours.
 
   @ivar installation: as the build would have it
+  @ivar user: whom the setup takes this user for
 
   """
 
   def __init__(self, root: pathlib.Path) -> None:
     self.root = root
+    self.user = 0
     self.package = root / "share" / "ganeti"
     self.hypervisor = self.package / "hypervisor" / "hv_kvm"
     self.daemon = root / "sbin" / "ganeti-kvmd"
@@ -167,16 +169,30 @@ class FakeGaneti:
           os.kill(int(number), signal.SIGKILL)
 
 
+class _Os:
+  """The module os, in which another user runs the setup."""
+
+  def __init__(self, ganeti: FakeGaneti) -> None:
+    self._ganeti = ganeti
+
+  def geteuid(self) -> int:
+    return self._ganeti.user
+
+  def __getattr__(self, name: str) -> object:
+    return getattr(os, name)
+
+
 @pytest.fixture
 def ganeti(
   monkeypatch, scratch: pathlib.Path
 ) -> collections.abc.Iterator[FakeGaneti]:
   """A node, seen by root, on which no dpkg has installed anything."""
-  monkeypatch.setattr(os, "geteuid", lambda: 0)
   monkeypatch.setattr(records.shutil, "which", lambda _: None)
   monkeypatch.setattr(ctrldir, "ganeti_path", lambda: str(scratch / "ctrl"))
   monkeypatch.setattr(system, "_LOCK", str(scratch / "lock"))
   monkeypatch.setattr(system, "_DPKG_LOCK", str(scratch / "no-dpkg"))
   found = FakeGaneti(scratch)
+  for module in (main, node):
+    monkeypatch.setattr(module, "os", _Os(found))
   yield found
   found.stop_all()

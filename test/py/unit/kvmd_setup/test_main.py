@@ -8,7 +8,6 @@ With a real one, and with dpkg, they are in test/py/setup.
 
 from __future__ import annotations
 
-import os
 import re
 
 import pytest
@@ -69,16 +68,16 @@ class TestUsage:
     )
 
   @pytest.mark.parametrize("command", ["enable", "disable"])
-  def test_is_for_root(self, ganeti, say, monkeypatch, command: str) -> None:
+  def test_is_for_root(self, ganeti, say, command: str) -> None:
     before = ganeti.picture()
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    ganeti.user = 1000
     status, said = say(ganeti, command)
     assert status == 1
     assert "must be run by root; 'ganeti-kvmd-setup status' is" in said
     assert ganeti.picture() == before
 
-  def test_status_is_for_everybody(self, ganeti, say, monkeypatch) -> None:
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+  def test_status_is_for_everybody(self, ganeti, say) -> None:
+    ganeti.user = 1000
     _, said = say(ganeti, "status")
     assert said.count("only root can tell") == 2
     assert not (ganeti.root / "lock").exists()

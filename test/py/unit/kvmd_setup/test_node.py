@@ -180,8 +180,8 @@ class TestDaemon:
     ganeti.util("stop", node.KVMD)
     assert kvmd.process() is None
 
-  def test_is_for_root_to_know(self, kvmd, monkeypatch) -> None:
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+  def test_is_for_root_to_know(self, ganeti, kvmd) -> None:
+    ganeti.user = 1000
     with pytest.raises(system.TroubleError, match="only root can tell"):
       kvmd.process()
 
