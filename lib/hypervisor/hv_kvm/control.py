@@ -53,6 +53,10 @@ _CLEAR = Deed(
 )
 
 
+#: Stands for a directory that there is not, or that cannot be opened.
+_MISSING = ctrldir.ControlDirectory("", None, ctrldir.MONITOR_SUFFIX)
+
+
 class Control:
   """The control directory, as the hypervisor uses it.
 
@@ -63,7 +67,6 @@ class Control:
 
   def __init__(self, path: str) -> None:
     self._path = path
-    self._missing = ctrldir.ControlDirectory(path, None, ctrldir.MONITOR_SUFFIX)
 
   def prepare_journal(self, name: str) -> list[str]:
     """Makes the files of a journal.
@@ -134,13 +137,16 @@ class Control:
     @raise OSError: if that cannot be found out
 
     """
-    with self._opened() as directory:
-      changed = os.fstat(directory.descriptor).st_mtime
-      return (
-        0 <= time.time() - changed < seconds
-        and not directory.has_monitor(name)
-        and not directory.has_journal(name)
-      )
+    try:
+      with self._opened() as directory:
+        changed = os.fstat(directory.descriptor).st_mtime
+        return (
+          0 <= time.time() - changed < seconds
+          and not directory.has_monitor(name)
+          and not directory.has_journal(name)
+        )
+    except ctrldir.MissingDirectoryError:
+      return False
 
   @contextlib.contextmanager
   def tolerating(self, name: str, deed: Deed) -> Iterator[None]:
@@ -177,7 +183,7 @@ class Control:
     self, name: str, deed: Deed
   ) -> Iterator[ctrldir.ControlDirectory]:
     """Does something in the directory; one that fails to open is missing."""
-    directory = self._missing
+    directory = _MISSING
     with contextlib.ExitStack() as stack:
       with self.tolerating(name, deed):
         directory = stack.enter_context(self._opened())
@@ -190,7 +196,7 @@ class Control:
     try:
       descriptor = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY)
     except FileNotFoundError:
-      yield self._missing
+      yield _MISSING
       return
     try:
       yield ctrldir.ControlDirectory(

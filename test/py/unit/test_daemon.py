@@ -1383,7 +1383,7 @@ def test_more_happens_all_the_time(scene, monkeypatch):
   lost = nothing._replace(number=1, lost=True)
   rescans = []
   monkeypatch.setattr(
-    scene.daemon,
+    scene.daemon._lookout,
     "_rescan",
     lambda *, thoroughly, elsewhere: rescans.append(thoroughly),
   )

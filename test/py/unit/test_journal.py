@@ -11,7 +11,7 @@ from unittest import mock
 
 import ctrl_files
 import pytest
-from fake_monitor import SIGNAL, encode, event
+from fake_monitor import SIGNAL, USER, encode, event
 from ganeti.kvmd import journal, journal_files
 from ganeti.kvmd.ctrldir import JOURNAL_DIGEST, JOURNAL_EVENTS
 from ganeti.kvmd.digest import Digest
@@ -302,7 +302,7 @@ def test_what_is_written_meanwhile_waits(files, write, pieces, monkeypatch):
 
 
 def test_mark_counts_for_what_comes_later(files, write):
-  write(BEGINNING + END)
+  write(BEGINNING + event("SHUTDOWN", USER))
   now = time.time()
   for marked, verdict in (
     (None, Verdict.USER),
@@ -315,7 +315,7 @@ def test_mark_counts_for_what_comes_later(files, write):
 
 def test_mark_counts_for_what_the_digest_has(control, write):
   """Whoever read it so far and whatever is left to be read."""
-  write(BEGINNING + END)
+  write(BEGINNING + event("SHUTDOWN", USER))
   now = time.time()
   for rest in (b"", CHATTER):
     condense(control)
@@ -340,7 +340,7 @@ def test_digest_changes_meanwhile(control, files, write, has_more, marked):
   if has_more:
     write(CHATTER)
     reading.extend(files)
-  since = time.time() - 60.0 if marked else None
+  since = 1.0 if marked else None
   reading.advance(files, since, 9.0)
   assert reading.is_complete
   verdict = Verdict.ADMINISTRATOR if marked else Verdict.USER

@@ -15,7 +15,7 @@ import time
 
 import pytest
 from ganeti import kvmd
-from ganeti.kvmd import ctrldir, lockfile
+from ganeti.kvmd import ctrldir, directory_locks, lockfile
 from ganeti.tools.kvmd_setup import node, system
 from guests import lifetime
 
@@ -252,7 +252,7 @@ import os, sys, time
 sys.path.insert(0, {os.environ["GANETI_KVMD_BUILD"]!r})
 from ganeti.kvmd import ctrldir
 opened = os.open({str(control)!r}, os.O_RDONLY)
-ctrldir.ControlDirectory({str(control)!r}, opened, ".kvmd").claim()
+ctrldir.ControlDirectory({str(control)!r}, opened, ".kvmd").locks.claim()
 with open("/proc/self/comm", "w") as comm:
   comm.write(sys.argv[1])
 print("ready", flush=True)
@@ -263,7 +263,7 @@ time.sleep(1000)
       process = lifetime.start([str(program), name], stdout=subprocess.PIPE)
       try:
         assert process.stdout.readline()
-        assert ctrldir.daemon_of(str(control)) == process.pid
+        assert directory_locks.daemon_of(str(control)) == process.pid
         assert kvmd.process() == (process.pid if is_known else None)
         assert noded.process() is None
         if is_known:
