@@ -36,12 +36,13 @@ _FRONT = f"{_HV_KVM}/__init__.py"
 _TESTS = "test/py/kvmd"
 _STOCK_TESTS = "/ganeti.hypervisor.hv_kvm_unittest.py"
 
-#: Our tests of what is not in Ganeti's tree: our build, our documents and what
-#: we use of an installed Ganeti
+#: Our tests of what is not in Ganeti's tree: our build, our documents, our
+#: developer's commands and what we use of an installed Ganeti
 _OTHER_TESTS = {
   "packages.py",
   "test_build.py",
   "test_design.py",
+  "test_mutate.py",
   "test_stock.py",
 }
 

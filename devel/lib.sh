@@ -13,6 +13,7 @@
 #   need_packages    installs the Debian packages that are missing
 #   need_to_build    the same, with the packages that build needs
 #   quietly          runs a command; its output is shown only when it fails
+#   python_tools     installs packages for Python, and leaves their $tools
 #   build            autogen, configure and make in $builddir, as far as needed
 
 set -euo pipefail
@@ -114,6 +115,28 @@ import importlib.util
 print(importlib.util.find_spec("asyncore"))') == None ]]; then
     need_packages python3-pyasyncore
   fi
+}
+
+# python_tools NAME REQUIREMENTS: $tools is an interpreter that has just what the
+# file names. It is kept outside of the tree: for other clones of it, and for
+# the day without a network.
+python_tools() {
+  local key directory
+  key=$({ "$python" -VV && cat "$2"; } | sha256sum | cut -c 1-12)
+  directory=$cache/$1-$key
+  tools=$directory/bin/python
+  if [[ -f $directory/complete ]]; then
+    return
+  fi
+  rm -rf "$directory"
+  mkdir -p "$cache"
+  quietly venv "$python" -m venv "$directory" || return
+  if ! quietly pip "$tools" -m pip install --no-deps --requirement "$2"; then
+    say "pip could not install what is in ${2#"$top/"} (its words are above;" \
+      "is the network there?)"
+    return 1
+  fi
+  touch "$directory/complete"
 }
 
 # Whether the build directory was configured for this tree, this Ganeti and
