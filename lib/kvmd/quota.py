@@ -19,7 +19,7 @@ import collections
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-  from collections.abc import Iterator, Mapping
+  from collections.abc import Iterator
 
 #: Seconds that a quota is for.
 HOUR = 3600.0
@@ -167,10 +167,8 @@ def _take(counts: dict[str, int], name: str, limit: int) -> bool:
   return True
 
 
-def _describe_verdicts(kinds: Mapping[str, int]) -> str:
+def _describe_verdicts(kinds: collections.Counter[str]) -> str:
   number = sum(kinds.values())
   ends, are = ("end", "is") if number == 1 else ("ends", "are")
-  # The commonest first.
-  order = sorted(kinds, key=lambda kind: (-kinds[kind], kind))
-  counted = ", ".join(f"{kind} {kinds[kind]}" for kind in order)
+  counted = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
   return f"{number} more {ends} in the last hour {are} not listed: {counted}"

@@ -232,6 +232,20 @@ def test_announcement_stands_before_the_end():
   assert life.announced is None
 
 
+def test_administrator_waits_for_an_answer():
+  life = lifecycle.Lifecycle(Rule.CAUSE)
+  assert life.powerdown is False
+  life.receive(*POWERDOWN, 1.0)
+  assert life.powerdown is True
+  life.receive(*RESET, 2.0)
+  assert life.powerdown is False
+  # What was marked before is answered by now.
+  life.marked = 2.0
+  assert life.powerdown is False
+  life.marked = 3.0
+  assert life.powerdown is True
+
+
 @pytest.mark.parametrize("rule", Rule)
 def test_any_history(rule):
   @given(HISTORIES)
@@ -268,6 +282,8 @@ MARKS = [
   (None, [(USER, 5)], Verdict.USER),
   (4, [(USER, 5)], Verdict.ADMINISTRATOR),
   (5, [(USER, 5)], Verdict.ADMINISTRATOR),
+  # By a clock that was never set
+  (0.5, [(USER, 0.75)], Verdict.ADMINISTRATOR),
   # The guest was down already.
   (6, [(USER, 5)], Verdict.USER),
   (6, [(USER, 5), (STOP, 5), (SIGNAL, 7)], Verdict.USER),
@@ -295,3 +311,11 @@ def test_mark_of_the_hypervisor(marked, events, expected, rule):
   if expected is Verdict.GUEST_PANIC and rule is Rule.SEQUENCE:
     expected = Verdict.ADMINISTRATOR
   assert life.outcome.verdict is expected
+
+
+def test_mark_after_a_reset_without_a_time():
+  life = lifecycle.Lifecycle(Rule.CAUSE)
+  life.receive(*RESET, 0.0)
+  life.marked = 0.5
+  life.receive(*USER, 0.0)
+  assert life.outcome.verdict is Verdict.ADMINISTRATOR

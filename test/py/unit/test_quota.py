@@ -9,6 +9,7 @@ import collections
 import math
 import tracemalloc
 
+import pytest
 from ganeti.kvmd.quota import (
   HOUR,
   MAX_INSTANCES,
@@ -36,7 +37,7 @@ def test_what_is_beyond_is_counted_and_told_after_the_hour():
   assert spend(quota, lines=MAX_LINES, verdicts=MAX_VERDICTS) == (60, 20)
   assert quota.due == math.inf
   for number in range(57):
-    kind = "user" if number < 3 else "killed or crashed"
+    kind = "killed or crashed" if number < 3 else "user"
     assert not quota.admit_verdict("web1", kind, START + number)
   assert spend(quota, lines=123) == (0, 0)
   # That something is left out is told at once, and once.
@@ -58,8 +59,8 @@ def test_what_is_beyond_is_counted_and_told_after_the_hour():
   assert quota.summaries(START + HOUR) == [
     Summary(
       "web1",
-      "57 more ends in the last hour are not listed: killed or crashed 54,"
-      " user 3",
+      "57 more ends in the last hour are not listed: user 54, killed or"
+      " crashed 3",
     ),
     Summary("web1", "123 more lines about it were left out in the last hour"),
   ]
@@ -75,6 +76,16 @@ def test_one_more():
     "1 more end in the last hour is not listed: user 1",
     "1 more line about it was left out in the last hour",
   ]
+
+
+@pytest.mark.parametrize("kind", ["lines", "verdicts"])
+def test_one_kind_is_told_after_the_hour_as_well(kind):
+  quota = Quota()
+  spend(quota, **{kind: 100})
+  quota.summaries(START)
+  assert quota.due == START + HOUR
+  assert len(quota.summaries(START + HOUR)) == 1
+  assert quota.due == math.inf
 
 
 def test_end_of_the_daemon_ends_the_hour():
