@@ -136,8 +136,8 @@ class Essence:
       ):
         return
       # The first counts for the one rule, the last for the other.
-      if len(same) > 1:
-        del self.events[same[-1]]
+      for place in same[1:]:
+        del self.events[place]
     kept = {key: _cut(data[key]) for key in _SHUTDOWN_DATA if key in data}
     self.events.append(Kept(name, kept, at))
 

@@ -118,3 +118,78 @@ def test_essence_leads_to_the_same_whenever_the_mark_was_made(
     short.receive(name, data, at)
     assert short.outcome == whole.outcome
     assert short.powerdown == whole.powerdown
+
+
+@pytest.mark.parametrize("position", [0, 1, 2**63])
+def test_digest_is_read_as_it_was_written(position):
+  kept = digest.Kept("SHUTDOWN", {"guest": True}, 1795438800.5)
+  written = digest.Digest(0, position, "7.2.19", [kept])
+  assert digest.parse(written.encode()) == written
+
+
+def test_longest_digest_has_room():
+  essence = digest.Essence([])
+  data = {"guest": None, "reason": "\U0001f600" * 1000}
+  for name in ["RESET", "POWERDOWN", "STOP", "SHUTDOWN", "SHUTDOWN"]:
+    essence.receive(name, data, 1795438800.123456)
+  assert len(essence.events) == 5
+  longest = digest.Digest(
+    2**64, 2**64, "1000000.1000000.1000000", essence.events
+  )
+  assert len(longest.encode()) < digest.MAX_SIZE
+  # It is read at once, and whoever writes to the directory can fill it.
+  assert digest.MAX_SIZE < 100_000
+
+
+@pytest.mark.parametrize(
+  "text",
+  [
+    b"",
+    b"\xff",
+    b"null",
+    b"7",
+    b"{}",
+    b"[]",
+    b'[1, 2, ""]',
+    b'[1, 2, "", [], 3]',
+    b'["1", 2, "", []]',
+    b'[1.0, 2, "", []]',
+    b'[null, 2, "", []]',
+    b'[1, "2", "", []]',
+    b'[1, 2.0, "", []]',
+    b'[1, -1, "", []]',
+    b"[1, 2, 7, []]",
+    b"[1, 2, null, []]",
+    b'[1, 2, "", 7]',
+    b'[1, 2, "", [7]]',
+    b'[1, 2, "", [["STOP", {}]]]',
+    b'[1, 2, "", [["STOP", 7, 0.0]]]',
+    b'[1, 2, "", [["STOP", {}, "soon"]]]',
+    b'[1, 2, "", [["STOP", {}, null]]]',
+    b"[" * 100_000,
+  ],
+  ids=lambda text: text[:30].decode("latin-1") or "nothing",
+)
+def test_what_is_no_digest_is_damaged(text):
+  with pytest.raises(digest.DamagedError, match="^its digest is damaged$"):
+    digest.parse(text)
+
+
+@pytest.mark.parametrize("name", ["POWERDOWN", "STOP"])
+def test_event_with_the_data_of_another_is_kept_once(name):
+  essence = digest.Essence([])
+  for number in range(3):
+    # Not the same object each time, as none of a journal is.
+    received = "".join(list(name))
+    essence.receive(
+      received, {"guest": True, "reason": "guest-shutdown"}, float(number)
+    )
+  ((kept, _, at),) = essence.events
+  assert (kept, at) == (name, 0.0)
+
+
+def test_first_and_last_shutdown_are_kept():
+  essence = digest.Essence([])
+  for number in range(4):
+    essence.receive("".join(["SHUT", "DOWN"]), {"guest": True}, float(number))
+  assert [event.at for event in essence.events] == [0.0, 3.0]
