@@ -171,7 +171,7 @@ def test_longest_digest_has_room():
   ids=lambda text: text[:30].decode("latin-1") or "nothing",
 )
 def test_what_is_no_digest_is_damaged(text):
-  with pytest.raises(digest.DamagedError, match="^its digest is damaged$"):
+  with pytest.raises(digest.DamagedError, match=r"^its digest is damaged$"):
     digest.parse(text)
 
 

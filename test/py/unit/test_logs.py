@@ -1,7 +1,7 @@
 # Copyright (C) 2026 the ganeti-kvmd developers
 # SPDX-License-Identifier: BSD-2-Clause
 
-"""Tests of the logs, and of signals.
+"""Tests of the logs.
 
 They change the whole process, and so have each a process of its own.
 """
@@ -13,8 +13,6 @@ import io
 import logging
 import os
 import resource
-import select
-import signal
 import sys
 import syslog
 from unittest import mock
@@ -22,7 +20,6 @@ from unittest import mock
 import forked
 import pytest
 from ganeti.kvmd.logs import Logs
-from ganeti.kvmd.signals import Signals
 from hypothesis import given
 from hypothesis import strategies as st
 from kvmd_log import LOG_LINE
@@ -242,74 +239,5 @@ def test_syslog():
       "ganeti-kvmd", syslog.LOG_PID, syslog.LOG_DAEMON
     )
     told.assert_called_once_with(syslog.LOG_WARNING, "WARNING a\\nb")
-
-  forked.run(check)
-
-
-def _is_readable(signals):
-  return bool(select.select([signals], [], [], 0)[0])
-
-
-def test_signals_are_taken_in_order():
-  def check():
-    signals = Signals()
-    assert not _is_readable(signals)
-    assert signals.take() == []
-    for number in signal.SIGHUP, signal.SIGTERM, signal.SIGHUP, signal.SIGINT:
-      os.kill(os.getpid(), number)
-    assert _is_readable(signals)
-    assert signals.take() == [1, 15, 1, 2]
-    assert not _is_readable(signals)
-    assert signals.take() == []
-
-  forked.run(check)
-
-
-def test_signal_ends_a_wait():
-  def check():
-    signals = Signals()
-    signal.signal(
-      signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGTERM)
-    )
-    signal.setitimer(signal.ITIMER_REAL, 0.05)
-    assert select.select([signals], [], [], 20)[0]
-    assert signals.take() == [signal.SIGTERM]
-
-  forked.run(check)
-
-
-def test_signal_that_comes_while_they_are_taken_is_neither_lost_nor_left():
-  def check():
-    signals = Signals()
-    receive = signals._reader.recv
-
-    def receive_and_be_interrupted(size):
-      try:
-        return receive(size)
-      finally:
-        os.kill(os.getpid(), signal.SIGHUP)
-
-    with mock.patch.object(signals, "_reader") as reader:
-      reader.recv = receive_and_be_interrupted
-      taken = signals.take()
-    for _ in range(2):
-      taken += signals.take()
-    assert taken == [signal.SIGHUP]
-    assert not _is_readable(signals)
-
-  forked.run(check)
-
-
-def test_flood_of_signals_does_not_block():
-  def check():
-    signals = Signals()
-    for _ in range(5000):
-      os.kill(os.getpid(), signal.SIGHUP)
-    assert set(signals.take()) == {signal.SIGHUP}
-    while _is_readable(signals):
-      signals.take()
-    os.kill(os.getpid(), signal.SIGTERM)
-    assert _is_readable(signals)
-    assert signals.take() == [signal.SIGTERM]
 
   forked.run(check)
