@@ -119,7 +119,7 @@ def _version(greeting: Any) -> str:
   try:
     qemu = greeting["version"]["qemu"]
     return _dotted(qemu["major"], qemu["minor"], qemu["micro"])
-  except (KeyError, TypeError, ValueError, OverflowError):
+  except (KeyError, TypeError, OverflowError):
     return ""
 
 
@@ -225,7 +225,7 @@ def _size(message: str) -> int:
 
 
 _STRUCTURE = re.compile(rb'["\\{}\[\]]')
-_NO_BRACKETS = bytes(set(range(256)) - set(b"{}[]"))
+_NO_BRACKETS = bytes(each for each in range(256) if each not in b"{}[]")
 # One deeper, and one less deep in a byte with a sign.
 _STEPS = bytes.maketrans(b"{[}]", b"\x01\x01\xff\xff")
 

@@ -277,6 +277,21 @@ def test_messages_do_not_depend_on_how_they_arrive(stream, places):
   assert decode(bytewise(data)) == (expected, None)
 
 
+@pytest.mark.parametrize(
+  "text",
+  [
+    rb'{"event": "A", "data": {"a": "\"", "b": "\\", "c": "{\"[\\"}}',
+    rb'{"event": "A", "data": {"\\\"{": ["}\\", "\\\\\"]"]}}',
+    rb'{"event": "A", "data": {"a": "]\\\\\\\"}\\\\", "b": [[], {}]}}',
+  ],
+)
+def test_message_may_be_cut_anywhere(text):
+  expected = ([qmp.Event("A", json.loads(text)["data"])], None)
+  for first in range(len(text)):
+    for second in range(first, len(text)):
+      assert decode(cut(text, [first, second])) == expected
+
+
 @given(streams(), CUTS)
 def test_what_is_pending_begins_behind_a_message(stream, places):
   """Also while messages are given, and the rest of a piece waits."""
@@ -648,6 +663,8 @@ def test_object_of_an_unknown_kind_is_passed_over(text):
     ('{"seconds": 5, "microseconds": 250000}', 5.25),
     ('{"seconds": 5, "microseconds": 0, "more": 1}', 5.0),
     ('{"seconds": 0, "microseconds": 0}', 0.0),
+    ('{"seconds": 0, "microseconds": 500000}', 0.5),
+    ('{"seconds": -1, "microseconds": 500000}', 0.0),
     ('{"seconds": -1, "microseconds": -1}', 0.0),
     ('{"seconds": 1e999, "microseconds": 0}', 0.0),
     ('{"seconds": "5", "microseconds": 0}', 0.0),
@@ -665,6 +682,29 @@ def test_event_tells_when_it_happened(timestamp, at):
 
 def test_greeting_tells_the_version():
   assert decode([GREETING]) == ([qmp.Greeting("7.2.19")], None)
+
+
+def test_version_is_one_string_for_all_instances():
+  # What is remembered of a whole greeting is not what makes it one.
+  greetings = [
+    GREETING.replace(b"Debian", package * 40) for package in (b"here", b"there")
+  ]
+  first, second = (decode([greeting])[0][0] for greeting in greetings)
+  assert first.version == "7.2.19"
+  assert first.version is second.version
+
+
+@pytest.mark.parametrize(
+  ("command", "expected"),
+  [
+    (qmp.CAPABILITIES, {"execute": "qmp_capabilities"}),
+    (qmp.QUERY_STATUS, {"execute": "query-status", "id": qmp.STATUS_ID}),
+  ],
+)
+def test_command_is_one_line_of_json(command, expected):
+  assert command.endswith(b"\r\n")
+  assert command.count(b"\n") == 1
+  assert json.loads(command) == expected
 
 
 @pytest.mark.parametrize(
