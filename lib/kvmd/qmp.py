@@ -390,7 +390,7 @@ class Decoder:
           raise ProtocolError("not JSON") from err
         return
       # One that came in pieces was followed from its beginning.
-      if size > 2 * MAX_DEPTH and (partial is None or done):
+      if size > _MAX_COMMON and (partial is None or done):
         _check_bounds(data[done : done + size])
       position = end
       done += size

@@ -850,6 +850,33 @@ def test_message_too_long_and_too_deep_is_one_error_however_it_arrives():
   assert decode([data]) == decode(chunks(data)) == decode(cut(data, [9, 999]))
 
 
+@pytest.mark.parametrize(
+  "text",
+  [
+    sized(qmp.MAX_MESSAGE),
+    # As many brackets as may be, however deep.
+    b'{"event": "A", "data": {"a": [%s"%s"]}}'
+    % (b"[], " * (qmp.MAX_DEPTH - 3), b"x" * 300),
+    b'{"event": "A", "data": {"a": [%s"%s"]}}'
+    % (b"{}, " * (qmp.MAX_DEPTH - 3), b"x" * 300),
+  ],
+  ids=len,
+)
+def test_brackets_are_not_followed_where_they_cannot_be_too_many(text):
+  with mock.patch.object(qmp, "_Partial", side_effect=AssertionError):
+    messages, error = decode([text])
+  assert error is None
+  assert len(messages) == 1
+
+
+@pytest.mark.parametrize("size", [60, 2 * qmp.MAX_DEPTH])
+def test_brackets_are_not_counted_where_there_is_no_room_for_many(size):
+  with mock.patch.object(qmp, "_check_bounds", side_effect=AssertionError):
+    messages, error = decode([sized(size)])
+  assert error is None
+  assert len(messages) == 1
+
+
 def test_white_space_without_end_is_no_message():
   decoder = qmp.Decoder(WANTED)
   for _ in range(2 * qmp.MAX_MESSAGE // 4096):
