@@ -877,6 +877,13 @@ def test_brackets_are_not_counted_where_there_is_no_room_for_many(size):
   assert len(messages) == 1
 
 
+def test_brackets_that_were_followed_are_not_counted():
+  with mock.patch.object(qmp, "_check_bounds", side_effect=AssertionError):
+    messages, error = decode(halves(sized(9000)))
+  assert error is None
+  assert len(messages) == 1
+
+
 def test_white_space_without_end_is_no_message():
   decoder = qmp.Decoder(WANTED)
   for _ in range(2 * qmp.MAX_MESSAGE // 4096):
