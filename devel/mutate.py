@@ -166,6 +166,23 @@ def _is_cache(site: Site) -> bool:
   )
 
 
+def _is_sum_of_flags(site: Site) -> bool:
+  node = site.node
+  return (
+    site.operator.endswith(("_BitOr_Add", "_BitOr_BitXor"))
+    and isinstance(node, ast.BinOp)
+    and all(
+      ast.unparse(part).split(".")[-1].isupper()
+      for side in (node.left, node.right)
+      for part in ast.walk(side)
+      if isinstance(part, ast.expr)
+      and not isinstance(part, ast.BinOp)
+      # The module that a flag is of
+      and not (isinstance(part, ast.Name) and part.id.islower())
+    )
+  )
+
+
 def _is_keyword_only(site: Site) -> bool:
   return site.operator.endswith("Mul_Div") and isinstance(
     site.node, (ast.FunctionDef, ast.Lambda)
@@ -216,6 +233,11 @@ KINDS = (
     "identity of an enum's member",
     "it is equal to nothing but itself",
     _is_identity_of_enum,
+  ),
+  Kind(
+    "sum of flags",
+    "each has a bit of its own, so that to add them is to unite them",
+    _is_sum_of_flags,
   ),
   Kind(
     "keyword-only",

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import signal
 import socket
@@ -316,4 +317,115 @@ def test_a_child_that_has_it_too_does_not_keep_it(path):
   with forked.living_on(lambda: None):
     lock.unlock(0)
     LockFile(str(path)).close()
+  lock.close()
+
+
+@pytest.mark.parametrize("bit", range(6))
+def test_file_is_private_if_its_mode_gives_nothing_to_others(path, bit):
+  path.touch(0o600)
+  assert lockfile.is_private(path.stat())
+  path.chmod(0o600 | 1 << bit)
+  assert not lockfile.is_private(path.stat())
+
+
+def test_note_is_a_line_of_its_own(path):
+  lock = LockFile(str(path), 1)
+  assert path.read_bytes() == b"\0" * 16 + b"%-15d\n" % os.getpid()
+  lock.close()
+
+
+def test_neighbours_are_not_concerned(path):
+  lock = LockFile(str(path), 1)
+  assert lock.lock(2)
+  assert lockfile.holder(str(path), 0) is None
+  lock.unlock(1)
+  assert lockfile.holder(str(path), 1) is None
+  assert lockfile.holder(str(path), 2) == os.getpid()
+  assert lock.lock(0)
+  lock.unlock(0)
+  assert lockfile.holder(str(path), 2) == os.getpid()
+  lock.close()
+
+
+@pytest.mark.parametrize("start", [0, 1, 100])
+@pytest.mark.parametrize(
+  ("kind", "is_told"), [(fcntl.LOCK_EX, True), (fcntl.LOCK_SH, False)]
+)
+def test_writer_is_who_has_locked_any_part(path, start, kind, is_told):
+  path.touch(0o600)
+
+  def take():
+    descriptor = os.open(path, os.O_RDWR)
+    fcntl.lockf(descriptor, kind, 1, start)
+
+  descriptor = os.open(path, os.O_RDWR)
+  assert lockfile.writer(descriptor) is None
+  with forked.living_on(take) as process:
+    assert lockfile.writer(descriptor) == (process if is_told else None)
+  assert lockfile.writer(descriptor) is None
+  os.close(descriptor)
+
+
+def test_writer_that_is_no_process(path):
+  """A lock that belongs to an open file."""
+  lock = LockFile(str(path))
+  descriptor = os.open(path, os.O_RDWR)
+  assert lockfile.writer(descriptor) == 0
+  os.close(descriptor)
+  lock.close()
+
+
+def _replaced_after_a_look(path, function, make):
+  """Has a file replaced as soon as it was looked at."""
+  look = getattr(os, function)
+
+  def look_and_replace(*arguments, **options):
+    found = look(*arguments, **options)
+    if not replaced:
+      replaced.append(path)
+      path.unlink()
+      make()
+    return found
+
+  replaced = []
+  return mock.patch.object(os, function, look_and_replace)
+
+
+def test_fifo_in_place_of_what_was_looked_at(path):
+  """It would be waited for."""
+  path.touch(0o600)
+  with _replaced_after_a_look(path, "lstat", lambda: os.mkfifo(path)):
+    assert lockfile.holder(str(path)) is None
+  path.unlink()
+  path.touch(0o600)
+  with _replaced_after_a_look(path, "stat", lambda: os.mkfifo(path)):
+    LockFile(str(path)).close()
+  assert path.is_file()
+
+
+def test_link_in_place_of_what_was_looked_at(path, scratch):
+  elsewhere = scratch / "elsewhere"
+  lock = LockFile(str(elsewhere))
+  path.touch(0o600)
+  with _replaced_after_a_look(
+    path, "lstat", lambda: path.symlink_to(elsewhere)
+  ):
+    with pytest.raises(OSError, match="symbolic links"):
+      lockfile.holder(str(path))
+  lock.close()
+
+
+def test_made_by_another_in_between(path):
+  opened = os.open
+  calls = []
+
+  def open_late(*arguments, **options):
+    if not calls:
+      calls.append(arguments)
+      path.touch(0o600)
+    return opened(*arguments, **options)
+
+  with mock.patch("os.open", open_late):
+    lock = LockFile(str(path))
+  assert lock.is_intact
   lock.close()

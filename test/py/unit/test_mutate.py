@@ -40,6 +40,9 @@ _PATIENCE = 60.0
 _PAUSE = 0.5
 _FLAG = 16
 _MAX_BOTH = 16 * MAX_SIZE
+_OPEN = os.O_RDWR | os.O_CREAT | _FLAG
+_MIXED = os.O_RDWR | 2
+_MASKED = os.O_RDWR | mask(_FLAG)
 
 
 class Point(NamedTuple):
@@ -94,6 +97,8 @@ def mutant(before, after, operator="NumberReplacer"):
     ("maxsize=¦16¦", "17", "NumberReplacer", "size of a cache"),
     ("MAX_SIZE = ¦64¦", "65", "NumberReplacer", "a little of a limit"),
     ("_PATIENCE = ¦60.0¦", "59.0", "NumberReplacer", "a little of a limit"),
+    ("os.O_RDWR ¦|¦ os.O_CREAT", "+", "_BitOr_Add", "sum of flags"),
+    ("os.O_CREAT ¦|¦ _FLAG", "^", "_BitOr_BitXor", "sum of flags"),
     ("def near(a, ¦*¦", "/", "Mul_Div", "keyword-only"),
     ("¦*¦rest)\n", "/", "Mul_Div", "no Python"),
   ],
@@ -108,6 +113,9 @@ def test_what_nothing_could_notice_is_left_out(before, after, operator, kind):
   [
     ("x: int | None = ¦1¦", "2", "NumberReplacer"),
     ("64 ¦*¦ 1024", "+", "Mul_Add"),
+    ("os.O_RDWR ¦|¦ os.O_CREAT", "&", "_BitOr_BitAnd"),
+    ("os.O_RDWR ¦|¦ 2", "+", "_BitOr_Add"),
+    ("os.O_RDWR ¦|¦ mask", "+", "_BitOr_Add"),
     ("_MAX_TRIES = ¦3¦", "4", "NumberReplacer"),
     ("_PAUSE = ¦0.5¦", "1.5", "NumberReplacer"),
     ("_FLAG = ¦16¦", "17", "NumberReplacer"),
@@ -146,7 +154,7 @@ def test_every_kind_says_why():
 def test_survivor_is_shown_by_what_differs():
   survivor = mutant("a ¦<¦ b", "<=", "ReplaceComparisonOperator_Lt_LtE")
   assert mutate.describe("lib/kvmd/place.py", SOURCE, survivor) == (
-    "lib/kvmd/place.py:36  ReplaceComparisonOperator_Lt_LtE\n"
+    "lib/kvmd/place.py:39  ReplaceComparisonOperator_Lt_LtE\n"
     "  - return a < b < 3\n"
     "  + return a <= b < 3"
   )
@@ -155,7 +163,7 @@ def test_survivor_is_shown_by_what_differs():
 def test_removed_line_is_shown_alone():
   survivor = mutant("¦  @property\n¦", "", "RemoveDecorator")
   assert mutate.describe("m.py", SOURCE, survivor) == (
-    "m.py:26  RemoveDecorator\n  - @property"
+    "m.py:29  RemoveDecorator\n  - @property"
   )
 
 

@@ -602,6 +602,11 @@ def test_what_is_no_event_is_not_passed_over_as_one(found, instead):
     assert decode_slowly(data) == (messages, error)
 
 
+def test_short_piece_gives_what_stands_in_front_of_garbage():
+  reply = qmp.Reply(None, {}, None)
+  assert decode([b'{"return": {}}\r\ngarbage']) == ([reply], "not JSON")
+
+
 @pytest.mark.parametrize(
   "first", [b"g", b"\0", b"[", b'"', b"1", b"}", b"\xff", b"\xef"]
 )
