@@ -44,6 +44,10 @@ _PURE = {"digest", "lifecycle", "qmp", "quota"}
 _PURE_TARGET = 95.0
 _TARGET = 85.0
 
+#: The modules whose tests see all processes of the machine, as the kernel tells
+#: of them in no other process namespace. They end none that is not their own.
+_OF_THE_MACHINE = {"exits"}
+
 #: One more or less of so many is an eighth.
 _MUCH = 8
 
@@ -425,28 +429,38 @@ class Tree:
   """A copy of the tree, for one mutant at a time."""
 
   def __init__(self, path: pathlib.Path, python: str) -> None:
-    """Begins to be ready.
+    """Gets a copy ready.
 
     @param path: of the copy, which is built
     @param python: the interpreter of the build
 
     """
     self.path = path
-    build = path / "build"
-    temporary = path.parent / f"t{path.name}"
-    temporary.mkdir()
-    temporary.chmod(0o1777)
+    self._python = python
+    self._temporary = path.parent / f"t{path.name}"
+    self._temporary.mkdir()
+    self._temporary.chmod(0o1777)
     self._count = 0
+    self._runner: Optional[subprocess.Popen[str]] = None
+
+  def begin(self, module: Module) -> None:
+    """Starts what runs the tests of a module."""
+    build = self.path / "build"
+    namespace = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    if os.geteuid():
+      namespace += ["--user", "--map-current-user"]
+    if module.name in _OF_THE_MACHINE:
+      namespace = []
     self._runner = subprocess.Popen(
       [
-        python,
+        *["setpriv", "--pdeathsig", "KILL", *namespace, self._python],
         str(pathlib.Path(__file__).with_name("mutate_tests.py")),
-        str(temporary / "output"),
+        str(self._temporary / "output"),
       ],
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       text=True,
-      cwd=path,
+      cwd=self.path,
       env={
         **os.environ,
         "GANETI_KVMD_BUILD": str(build),
@@ -454,7 +468,7 @@ class Tree:
         # Two mutants of one size in one second would share their byte code.
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONPATH": str(build),
-        "TMPDIR": str(temporary),
+        "TMPDIR": str(self._temporary),
       },
     )
 
@@ -470,6 +484,7 @@ class Tree:
       seconds; what pytest said at the end
 
     """
+    assert self._runner is not None
     assert self._runner.stdin is not None
     assert self._runner.stdout is not None
     request = [limit, ["-x", "-q", "-p", "no:cacheprovider", *options, tests]]
@@ -485,8 +500,9 @@ class Tree:
     self._count += 1
     os.utime(file, (self._count, self._count))
 
-  def close(self) -> None:
+  def end(self) -> None:
     """Ends what runs the tests."""
+    assert self._runner is not None
     self._runner.communicate()
 
 
@@ -554,6 +570,7 @@ def examine(module: Module, trees: list[Tree]) -> Result:
   survivors: list[Mutant] = []
   times = []
   for tree in trees:
+    tree.begin(module)
     status, seconds, said = tree.run(module.tests, 600.0, "--tb=short")
     if status != 0:
       raise SystemExit(f"{said}mutate: {module.tests} fails without a mutant")
@@ -584,6 +601,7 @@ def examine(module: Module, trees: list[Tree]) -> Result:
       else:
         statuses.append(status)
     tree.write(module.path, source)
+    tree.end()
 
   workers = [threading.Thread(target=work, args=[tree]) for tree in trees]
   for worker in workers:
@@ -619,8 +637,6 @@ def main(arguments: Iterable[str]) -> int:
       continue
     results.append(examine(module, trees))
     print(results[-1].text, flush=True)
-  for tree in trees:
-    tree.close()
   if len(results) > 1:
     print("\n".join(["", *(result.text for result in results)]))
   if without:

@@ -29,6 +29,7 @@ import pytest
 
 #: prctl(2): orphans among all descendants become children of this process
 _PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_PDEATHSIG = 1
 
 #: What a run may take, in bytes: a mutant may want all there is.
 _MAX_MEMORY = 4 << 30
@@ -40,6 +41,7 @@ def _run(arguments: list[str], output: pathlib.Path) -> None:
   status = 3
   try:
     os.setsid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     resource.setrlimit(resource.RLIMIT_AS, (_MAX_MEMORY, _MAX_MEMORY))
     resource.setrlimit(resource.RLIMIT_FSIZE, (_MAX_FILE, _MAX_FILE))
     for number, (path, flags) in enumerate(

@@ -429,3 +429,29 @@ def test_made_by_another_in_between(path):
     lock = LockFile(str(path))
   assert lock.is_intact
   lock.close()
+
+
+def test_file_under_a_link_is_not_at_the_link(path, scratch):
+  lock = LockFile(str(path))
+  path.rename(scratch / "moved")
+  assert not lock.is_intact
+  path.symlink_to(scratch / "moved")
+  assert not lock.is_intact
+  lock.close()
+
+
+def test_note_that_cannot_be_read(path):
+  lock = LockFile(str(path))
+  fault = OSError(errno.EIO, os.strerror(errno.EIO))
+  with mock.patch("os.pread", side_effect=fault):
+    assert lock.noted(0) == 0
+  lock.close()
+
+
+def test_notes_of_two_places_are_told_apart(path):
+  lock = LockFile(str(path), 1)
+  assert lock.noted(0) == 0
+  with mock.patch("os.getpid", return_value=4711):
+    assert lock.lock(0)
+  assert (lock.noted(0), lock.noted(1)) == (4711, os.getpid())
+  lock.close()

@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
+from unittest import mock
 
 import forked
 import pytest
@@ -283,3 +285,82 @@ def test_no_descriptor_is_left(path):
     forked.run(check)
     lock.remove()
   assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_lock_of_a_file_that_others_can_read_and_run(path):
+  path.touch()
+  path.chmod(0o755)
+
+  def hold():
+    fcntl.lockf(os.open(path, os.O_RDWR), fcntl.LOCK_EX)
+
+  with forked.living_on(hold) as process:
+    assert pidfile.holder(str(path)) == process
+
+
+def test_daemon_of_root_is_seen_by_others(path):
+  with forked.living_on(lambda: hold_like_before(path)) as process:
+
+    def check():
+      assert pidfile.holder(str(path)) == process
+
+    forked.run(check, forked.Place.UNPRIVILEGED)
+
+
+def test_nothing_is_made_to_be_removed(path):
+  before = path.parent.stat().st_mtime_ns
+  pidfile.remove_stale(str(path))
+  assert path.parent.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("user", [0, 1, 1000])
+def test_file_is_of_the_group_that_start_stop_daemon_believes(path, user):
+  with mock.patch("os.geteuid", return_value=user):
+    with mock.patch("os.fchown") as changed:
+      lock = pidfile.PidFile(str(path))
+  assert [call.args[1:] for call in changed.mock_calls] == (
+    [] if user else [(0, 0)]
+  )
+  lock.remove()
+
+
+@pytest.mark.parametrize("function", ["os.pwrite", "os.ftruncate"])
+def test_cannot_be_written(path, function):
+  before = os.listdir("/proc/self/fd")
+  fault = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+  with mock.patch(function, side_effect=fault):
+    with pytest.raises(OSError, match="No space left"):
+      pidfile.PidFile(str(path))
+  assert os.listdir("/proc/self/fd") == before
+  pidfile.PidFile(str(path)).remove()
+
+
+def test_cannot_be_locked(path):
+  before = os.listdir("/proc/self/fd")
+  fault = OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+  with mock.patch("fcntl.flock", side_effect=fault):
+    with pytest.raises(OSError, match="No locks available"):
+      pidfile.PidFile(str(path))
+  assert os.listdir("/proc/self/fd") == before
+
+
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.EACCES])
+def test_locked_in_either_word(path, number):
+  """See fcntl(2)."""
+  before = os.listdir("/proc/self/fd")
+  path.write_text("77\n")
+  path.chmod(0o600)
+  with mock.patch("fcntl.lockf", side_effect=OSError(number, "locked")):
+    with pytest.raises(LockedError, match="process 77 holds "):
+      pidfile.PidFile(str(path))
+  assert os.listdir("/proc/self/fd") == before
+
+
+@pytest.mark.parametrize("content", ["", "no number", "7 7"])
+def test_locked_by_nobody_knows_whom(path, content):
+  path.write_text(content)
+  path.chmod(0o600)
+  with open(path, "r+b") as other:
+    fcntl.flock(other, fcntl.LOCK_EX)
+    with pytest.raises(LockedError, match=r"process \(unknown\) holds "):
+      pidfile.PidFile(str(path))

@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pathlib
 import subprocess
 import sys
+from unittest import mock
 
+import forked
 import pytest
 from ganeti.kvmd import processes
 from ganeti.kvmd.processes import Processes, is_alive
@@ -213,3 +216,51 @@ def test_zombie_is_at_rest() -> None:
 def test_nobody() -> None:
   assert not processes.is_alive(0)
   assert processes.at_work(0) is None
+
+
+def test_process_of_somebody_else_is_alive() -> None:
+  process = os.getpid()
+
+  def check() -> None:
+    assert is_alive(process)
+
+  forked.run(check, forked.Place.UNPRIVILEGED)
+
+
+@pytest.mark.parametrize(("state", "seconds"), [("R", 5.0), ("D", 5.0)])
+def test_work_is_that_of_user_and_system(state: str, seconds: float) -> None:
+  ticks = os.sysconf("SC_CLK_TCK")
+  # proc(5): its parent, group, session, terminal, the terminal's group, flags,
+  # four numbers of faults; the times; those of its children
+  fields = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 2 * ticks, 3 * ticks, 11, 12, 13]
+  text = f"7 (a b) {state} {' '.join(map(str, fields))}\n"
+  with mock.patch("builtins.open", return_value=io.BytesIO(text.encode())):
+    assert processes.at_work(7) == seconds
+
+
+@pytest.mark.parametrize("text", [b"", b"7", b"7 (a)", b"7 (a) ", b"7 (a) S 1"])
+def test_process_that_is_just_going(text: bytes) -> None:
+  with mock.patch("builtins.open", return_value=io.BytesIO(text)):
+    assert processes.at_work(7) is None
+
+
+def test_last_moment_counts():
+  known = Processes()
+  for number in 11, 12:
+    known.begin(number, "web1")
+    known.end(number, "web1", NOW)
+  known.sweep(NOW + 1.0)
+  assert known.take(11, NOW + 1.0) == "web1"
+  known.sweep(NOW + 1.01)
+  assert 12 not in known
+
+
+def test_those_who_are_over_are_forgotten_in_their_order():
+  known = Processes()
+  known.begin(11, "web1")
+  known.begin(12, "web2")
+  known.end(11, "web1", NOW)
+  known.end(12, "web2", NOW + 1.0)
+  known.sweep(NOW + 1.5)
+  assert 11 not in known
+  assert known.take(12, NOW + 1.5) == "web2"
