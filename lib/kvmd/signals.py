@@ -9,6 +9,9 @@ import contextlib
 import signal
 import socket
 
+#: More signals than the socket has room for: all are taken at once.
+_MAX_SIGNALS = 4096
+
 
 class Signals:
   """The signals that the daemon takes, from when it is made."""
@@ -30,7 +33,7 @@ class Signals:
   def take(self) -> list[int]:
     """Returns the numbers of the signals since the last call."""
     with contextlib.suppress(BlockingIOError):
-      self._reader.recv(4096)
+      self._reader.recv(_MAX_SIGNALS)
     taken, self._numbers = self._numbers, []
     return taken
 

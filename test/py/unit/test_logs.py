@@ -15,6 +15,7 @@ import os
 import resource
 import sys
 import syslog
+import time
 from unittest import mock
 
 import forked
@@ -239,5 +240,65 @@ def test_syslog():
       "ganeti-kvmd", syslog.LOG_PID, syslog.LOG_DAEMON
     )
     told.assert_called_once_with(syslog.LOG_WARNING, "WARNING a\\nb")
+
+  forked.run(check)
+
+
+@pytest.mark.parametrize("umask", [0, 0o022])
+def test_file_is_nobody_elses(scratch, umask):
+  def check():
+    os.umask(umask)
+    Logs("ganeti-kvmd", debug=False).add_file(str(scratch / "log"))
+    assert (scratch / "log").stat().st_mode & 0o777 == 0o600
+
+  forked.run(check)
+
+
+def test_line_has_its_own_time_also_of_a_clock_that_is_set_back():
+  def check():
+    os.environ["TZ"] = "UTC"
+    time.tzset()
+    with mock.patch.object(sys, "stderr", io.StringIO()) as terminal:
+      Logs("ganeti-kvmd", debug=False).add_terminal()
+      for at in 1795438800.25, 1795438800.5, 1795438801.0, 1795438799.75:
+        with mock.patch("time.time", return_value=at):
+          logging.info("a word")
+    times = [line.split(": ")[0] for line in terminal.getvalue().splitlines()]
+    assert times == [
+      "2026-11-23 13:00:00,250",
+      "2026-11-23 13:00:00,500",
+      "2026-11-23 13:00:01,000",
+      "2026-11-23 12:59:59,750",
+    ]
+
+  forked.run(check)
+
+
+def test_line_that_is_wrong_in_the_code_harms_nobody():
+  def check():
+    with mock.patch.object(sys, "stderr", io.StringIO()) as terminal:
+      Logs("ganeti-kvmd", debug=False).add_terminal()
+      logging.info("%s %s", "only one")
+      logging.info("the next")
+    assert terminal.getvalue().endswith(" the next\n")
+
+  forked.run(check)
+
+
+def test_file_that_cannot_be_opened_anew(scratch):
+  def check():
+    path = scratch / "log"
+    logs = Logs("ganeti-kvmd", debug=False)
+    logs.add_file(str(path))
+    path.rename(scratch / "old")
+    path.mkdir()
+    logs.reopen()
+    logging.info("goes on")
+    first, second = (scratch / "old").read_text().splitlines()
+    assert first.endswith(
+      f" ERROR cannot reopen the log file {path}: Is a directory; going on with"
+      " the old one"
+    )
+    assert second.endswith(" INFO goes on")
 
   forked.run(check)
