@@ -278,7 +278,8 @@ def test_line_that_is_wrong_in_the_code_harms_nobody():
   def check():
     with mock.patch.object(sys, "stderr", io.StringIO()) as terminal:
       Logs("ganeti-kvmd", debug=False).add_terminal()
-      logging.info("%s %s", "only one")
+      wrong = "%s %s"
+      logging.info(wrong, "only one")
       logging.info("the next")
     assert terminal.getvalue().endswith(" the next\n")
 
