@@ -208,6 +208,30 @@ def test_long_line_is_cut(text, number):
   forked.run(check)
 
 
+@pytest.mark.parametrize("text", ["x", "\n"], ids=["printable", "escaped"])
+def test_longest_line_is_not_cut(text):
+  def check():
+    room = 4096 - (len(logged("")) - 1) - len(repr(text)[1:-1])
+    assert logged("%s%s", text, "y" * room).endswith("yyy\n")
+    assert "... (cut, of " in logged("%s%s", text, "y" * (room + 1))
+
+  forked.run(check)
+
+
+def test_log_that_cannot_be_read_back(scratch):
+  def check():
+    path = scratch / "log"
+    path.write_text("a half")
+    fault = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    with mock.patch("builtins.open", side_effect=fault):
+      Logs("ganeti-kvmd", debug=False).add_file(str(path))
+    logging.info("one")
+    (line,) = path.read_text().splitlines()
+    assert line.startswith("a half2")
+
+  forked.run(check)
+
+
 def test_long_trace_is_cut():
   def check():
     with mock.patch.object(sys, "stderr", io.StringIO()) as terminal:
@@ -281,7 +305,8 @@ def test_line_that_is_wrong_in_the_code_harms_nobody():
       wrong = "%s %s"
       logging.info(wrong, "only one")
       logging.info("the next")
-    assert terminal.getvalue().endswith(" the next\n")
+    (line,) = terminal.getvalue().splitlines()
+    assert line.endswith(" the next")
 
   forked.run(check)
 
