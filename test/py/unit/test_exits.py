@@ -15,6 +15,7 @@ import socket
 import struct
 import subprocess
 import time
+from unittest import mock
 
 import pytest
 from ganeti.kvmd import exits
@@ -375,3 +376,123 @@ def test_real_kernel_log_is_read_to_its_end():
   with pytest.raises(BlockingIOError):
     os.read(log._descriptor, exits._RECORD_SIZE)
   log.close()
+
+
+@pytest.mark.parametrize(
+  ("namespace", "expected"),
+  [
+    (0xEFFFFFFC, errno.EPROTONOSUPPORT),
+    (0xEFFFFFFB, errno.EPERM),
+    (0xEFFFFFFD, errno.EPERM),
+    (4026532000, errno.EPERM),
+  ],
+)
+def test_only_the_first_process_namespace_is_told(namespace, expected):
+  """PROC_PID_INIT_INO of linux/proc_ns.h; this kernel has no connector."""
+  found = mock.Mock(st_ino=namespace)
+  missing = OSError(errno.EPROTONOSUPPORT, "")
+  with mock.patch("os.stat", return_value=found):
+    with mock.patch("socket.socket", side_effect=missing):
+      with pytest.raises(OSError) as caught:
+        exits.Exits()
+  assert caught.value.errno == expected
+
+
+def test_command_is_as_the_kernel_has_it(connector):
+  """struct nlmsghdr, struct cn_msg and enum proc_cn_mcast_op."""
+  sent = []
+  connector.send = sent.append
+  listener = exits.Exits()
+  listener.close()
+  assert sent == [
+    struct.pack("=IHHII", 40, 3, 0, 0, os.getpid())
+    + struct.pack("=IIIIHHI", 1, 1, 0, 0, 4, 0, operation)
+    for operation in (1, 2)
+  ]
+
+
+def test_nothing_is_left_where_it_cannot_listen(connector):
+  before = os.listdir("/proc/self/fd")
+
+  def refuse(_):
+    raise PermissionError(errno.EPERM, "")
+
+  connector.send = refuse
+  with pytest.raises(PermissionError):
+    exits.Exits()
+  assert connector.commands == [-1]
+  assert len(os.listdir("/proc/self/fd")) == len(before) - 2
+
+
+def test_nothing_is_left_where_there_is_no_filter():
+  before = os.listdir("/proc/self/fd")
+  first = mock.Mock(st_ino=0xEFFFFFFC)
+  plain = socket.socket(socket.AF_UNIX)
+  with mock.patch("os.stat", return_value=first):
+    with mock.patch("socket.socket", return_value=plain):
+      with mock.patch.object(exits, "_attach_filter", side_effect=OSError):
+        with pytest.raises(OSError):
+          exits.Exits()
+  assert os.listdir("/proc/self/fd") == before
+
+
+def test_end_is_told_at_its_time(connector, listener):
+  connector.end(11, 1 << 8)
+  before = time.monotonic()
+  (told,) = listener.read(Everyone()).exits
+  assert before - 10.0 < told.ended <= before
+
+
+def test_other_events_are_no_ends(connector, listener):
+  for kind in 0, 1, 2, exits._EXIT >> 1, exits._EXIT - 1:
+    event = exits._EVENT.pack(kind, 0, 0, 11, 11, 1 << 8)
+    connector.told.append(bytes(exits._HEADERS.size) + event)
+  assert listener.read(Everyone()) == ([], False)
+
+
+def test_shortest_message_and_one_that_is_shorter(connector, listener):
+  event = exits._EVENT.pack(exits._EXIT, 0, 0, 11, 11, 1 << 8)
+  message = bytes(exits._HEADERS.size) + event
+  connector.told += [message[:-1], message]
+  assert len(listener.read(Everyone()).exits) == 1
+
+
+def test_other_trouble_is_not_a_loss(connector, listener):
+  connector.told.append(OSError(errno.EINTR, ""))
+  connector.end(11, 1 << 8)
+  assert listener.read(Everyone()) == ([], False)
+  assert len(listener.read(Everyone()).exits) == 1
+
+
+def test_victim_is_told_once(listener, kernel_log):
+  kernel_log.kill(11)
+  listener._kernel_log.read()
+  now = time.monotonic()
+  assert listener._kernel_log.has_killed(11, now)
+  assert not listener._kernel_log.has_killed(11, now)
+
+
+@pytest.mark.parametrize(("age", "expected"), [(3500.0, True), (3700.0, False)])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_victim_died_within_an_hour(listener, kernel_log, age, expected, sign):
+  kernel_log.kill(11)
+  listener._kernel_log.read()
+  ended = time.monotonic() + sign * age
+  assert listener._kernel_log.has_killed(11, ended) is expected
+
+
+def test_kernel_log_that_was_overwritten(listener):
+  told = [BrokenPipeError(errno.EPIPE, ""), b"3,1,1,-;a word\n", b""]
+  listener._kernel_log._descriptor = -1
+  with mock.patch("os.read", side_effect=told) as read:
+    assert listener._kernel_log.read()
+  assert read.call_count == 3
+  listener._kernel_log._descriptor = None
+
+
+def test_victims_last_word_counts(listener, kernel_log):
+  """The number may have been given out again."""
+  for age in 5000.0, 0.0:
+    kernel_log.kill(11, age=age)
+  listener._kernel_log.read()
+  assert listener._kernel_log.has_killed(11, time.monotonic())
