@@ -390,16 +390,16 @@ def test_real_kernel_log_is_read_to_its_end():
 def test_only_the_first_process_namespace_is_told(namespace, expected):
   """PROC_PID_INIT_INO of linux/proc_ns.h; this kernel has no connector."""
   found = mock.Mock(st_ino=namespace)
-  missing = OSError(errno.EPROTONOSUPPORT, "")
+  missing = OSError(errno.EPROTONOSUPPORT, "missing")
   with mock.patch("os.stat", return_value=found):
     with mock.patch("socket.socket", side_effect=missing):
-      with pytest.raises(OSError) as caught:
+      with pytest.raises(OSError, match="missing|permitted") as caught:
         exits.Exits()
   assert caught.value.errno == expected
 
 
 def test_command_is_as_the_kernel_has_it(connector):
-  """struct nlmsghdr, struct cn_msg and enum proc_cn_mcast_op."""
+  """By struct nlmsghdr, struct cn_msg and enum proc_cn_mcast_op."""
   sent = []
   connector.send = sent.append
   listener = exits.Exits()
@@ -430,8 +430,9 @@ def test_nothing_is_left_where_there_is_no_filter():
   plain = socket.socket(socket.AF_UNIX)
   with mock.patch("os.stat", return_value=first):
     with mock.patch("socket.socket", return_value=plain):
-      with mock.patch.object(exits, "_attach_filter", side_effect=OSError):
-        with pytest.raises(OSError):
+      fault = OSError(errno.ENOPROTOOPT, "no filter")
+      with mock.patch.object(exits, "_attach_filter", side_effect=fault):
+        with pytest.raises(OSError, match="no filter"):
           exits.Exits()
   assert os.listdir("/proc/self/fd") == before
 
