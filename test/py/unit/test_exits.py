@@ -393,7 +393,7 @@ def test_only_the_first_process_namespace_is_told(namespace, expected):
   missing = OSError(errno.EPROTONOSUPPORT, "missing")
   with mock.patch("os.stat", return_value=found):
     with mock.patch("socket.socket", side_effect=missing):
-      with pytest.raises(OSError, match="missing|permitted") as caught:
+      with pytest.raises(OSError, match=r"missing|permitted") as caught:
         exits.Exits()
   assert caught.value.errno == expected
 
