@@ -497,3 +497,31 @@ def test_victims_last_word_counts(listener, kernel_log):
     kernel_log.kill(11, age=age)
   listener._kernel_log.read()
   assert listener._kernel_log.has_killed(11, time.monotonic())
+
+
+@pytest.mark.parametrize("status", [signal.SIGTERM, 68 << 8, 9 << 8])
+def test_other_ends_do_not_wait_for_the_kernel_log(
+  connector, listener, kernel_log, monkeypatch, status
+):
+  monkeypatch.setattr(exits, "_MAX_RECORDS", 1)
+  kernel_log.add("one")
+  kernel_log.add("two")
+  connector.end(11, status)
+  connector.end(12, signal.SIGKILL)
+  told = listener.read(Everyone()).exits
+  assert [each.process for each in told] == [11]
+
+
+def test_end_waits_for_the_kernel_log_no_longer_than_it_has_patience(
+  connector, listener, kernel_log, monkeypatch
+):
+  monkeypatch.setattr(exits, "_MAX_RECORDS", 1)
+  for number in range(9):
+    kernel_log.add(f"number {number}")
+  connector.end(11, signal.SIGKILL)
+  now = time.monotonic()
+  turns = []
+  for later in 0.0, 0.9, 1.1:
+    with mock.patch("time.monotonic", return_value=now + later):
+      turns.append(len(listener.read(Everyone()).exits))
+  assert turns == [0, 0, 1]
