@@ -658,3 +658,13 @@ def test_so_many_at_a_time(ctrl_dir, eye):
   # Each is made, and closed.
   assert sum(each.number for each in turns) == 200
   assert len(set().union(*(each.names for each in turns))) == 100
+
+
+def test_directory_tells_itself_that_it_is_moved(ctrl_dir, eye):
+  # As if none of the directories above could be read.
+  with mock.patch.object(watch.Watch, "_watch_step"):
+    seen = eye(ctrl_dir)
+    assert not seen.watch.read().path
+    ctrl_dir.rename(ctrl_dir.with_name("moved"))
+    assert seen.watch.read().path
+    assert not seen.watch.read().path
