@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import collections.abc
+import contextlib
 import errno
 import fcntl
 import os
@@ -14,6 +15,7 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
 import time
 from unittest import mock
 
@@ -268,6 +270,33 @@ def test_real_queue_has_room_for_many():
   listener.close()
   ours = [each for each in found if each.how == "ended with status 77"]
   assert len(ours) >= 2048
+
+
+def test_real_filter_lets_only_bad_ends_of_whole_processes_through():
+  """The daemon is not woken by anything else."""
+  listener = _listen()
+  if listener is None:
+    return
+  script = (
+    "import os, threading\n"
+    "for _ in range(3): threading.Thread(target=threading.Event().wait).start()"
+    "\nos.kill(os.getpid(), 9)"
+  )
+  subprocess.run(["/bin/true"], check=True)
+  threaded = subprocess.Popen([sys.executable, "-c", script])
+  assert threaded.wait() == -signal.SIGKILL
+  events = []
+  with contextlib.suppress(BlockingIOError):
+    while True:
+      message = listener._socket.recv(4096)
+      events.append(struct.unpack_from("=IIQIII", message, 36))
+  listener.close()
+  told = [process for _, _, _, _, process, _ in events]
+  assert told.count(threaded.pid) == 1
+  for kind, _, _, thread, process, status in events:
+    assert kind == 0x80000000
+    assert thread == process
+    assert status != 0
 
 
 def test_real_queue_overflows():
