@@ -12,10 +12,12 @@ import pathlib
 import select
 import shutil
 import signal
+import struct
 import tempfile
 from unittest import mock
 
 import forked
+import pyinotify
 import pytest
 from ganeti.kvmd import watch
 from hypothesis import given, settings
@@ -668,3 +670,58 @@ def test_directory_tells_itself_that_it_is_moved(ctrl_dir, eye):
     ctrl_dir.rename(ctrl_dir.with_name("moved"))
     assert seen.watch.read().path
     assert not seen.watch.read().path
+
+
+def _event(number, mask, name=""):
+  """As the kernel writes one; see inotify(7)."""
+  raw = name.encode()
+  raw += bytes(-len(raw) % 16)
+  return struct.pack("=iIII", number, mask, 0, len(raw)) + raw
+
+
+def _read(seen, *events):
+  data = b"".join(_event(*each) for each in events)
+  with mock.patch.object(seen.watch, "_read", return_value=data):
+    return seen.watch.read()
+
+
+def test_each_event_is_taken_for_what_it_is(ctrl_dir, eye):
+  seen = eye(ctrl_dir)
+  target = seen.watch._target
+  other = 4711
+  changes = _read(
+    seen,
+    (-1, pyinotify.IN_Q_OVERFLOW),
+    (other, pyinotify.IN_DELETE_SELF),
+    (target, pyinotify.IN_CREATE, "made"),
+    (target, pyinotify.IN_CREATE | pyinotify.IN_ISDIR, "directory"),
+    (target, pyinotify.IN_MOVED_TO, "moved"),
+    (target, pyinotify.IN_CLOSE_WRITE, "closed"),
+    (other, pyinotify.IN_CREATE, "elsewhere"),
+    (other, pyinotify.IN_CLOSE_WRITE, "elsewhere"),
+  )
+  assert changes == watch.Changes(
+    8, {"made", "directory", "moved"}, {"closed"}, path=False, lost=True
+  )
+  assert _read(seen) == watch.Changes(0, set(), set(), path=False, lost=False)
+
+
+@pytest.mark.parametrize(
+  ("masks", "is_forgotten"),
+  [
+    ([pyinotify.IN_MOVE_SELF], False),
+    ([pyinotify.IN_MOVE_SELF | pyinotify.IN_ISDIR], False),
+    ([pyinotify.IN_DELETE_SELF, pyinotify.IN_IGNORED], True),
+    ([pyinotify.IN_IGNORED], True),
+  ],
+)
+def test_watch_is_forgotten_when_the_kernel_says_so(
+  ctrl_dir, eye, masks, is_forgotten
+):
+  seen = eye(ctrl_dir)
+  target = seen.watch._target
+  changes = _read(seen, *((target, mask) for mask in masks))
+  assert changes == watch.Changes(
+    len(masks), set(), set(), path=True, lost=False
+  )
+  assert (seen.watch._target is None) is is_forgotten
