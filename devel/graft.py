@@ -19,6 +19,7 @@ nothing, and brings what has changed here since.
 from __future__ import annotations
 
 import argparse
+import os
 import pathlib
 import re
 import sys
@@ -212,7 +213,7 @@ class Graft:
   def _graft_sources(self) -> None:
     lib = _OURS / "lib"
     for source in [
-      *lib.glob("kvmd/*.py"),
+      *lib.glob("kvmd/**/*.py"),
       *lib.glob("server/*.py"),
       *lib.glob("hypervisor/hv_kvm/*.py"),
     ]:
@@ -238,11 +239,18 @@ class Graft:
     sources = [name for name in names if name.startswith("lib/kvmd/")]
     tests = [name for name in names if name.startswith(f"{_TESTS}/")]
 
-    makefile.add_line(
-      "kvmddir = $(pkgpythondir)/kvmd", "hypervisor_hv_kvmdir = "
-    )
-    makefile.define("kvmd_PYTHON", sources, "hypervisor_hv_kvm_PYTHON")
-    makefile.add("all_python_code", "$(kvmd_PYTHON)")
+    for folder in sorted({os.path.dirname(name) for name in sources}):
+      place = folder.removeprefix("lib/")
+      kind = place.replace("/", "_")
+      makefile.add_line(
+        f"{kind}dir = $(pkgpythondir)/{place}", "hypervisor_hv_kvmdir = "
+      )
+      makefile.define(
+        f"{kind}_PYTHON",
+        [name for name in sources if os.path.dirname(name) == folder],
+        "hypervisor_hv_kvm_PYTHON",
+      )
+      makefile.add("all_python_code", f"$({kind}_PYTHON)")
     for name in names:
       if name.startswith(f"{_HV_KVM}/") and name != _FRONT:
         makefile.add("hypervisor_hv_kvm_PYTHON", name)

@@ -16,18 +16,18 @@ import signal
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from ganeti.kvmd import exits
-from ganeti.kvmd.lookout import Lookout
-from ganeti.kvmd.place import Place
-from ganeti.kvmd.quota import Quota
-from ganeti.kvmd.timing import Timing
+from ganeti.kvmd.core.quota import Quota
+from ganeti.kvmd.core.timing import Timing
+from ganeti.kvmd.follow.lookout import Lookout
+from ganeti.kvmd.node import exits
+from ganeti.kvmd.node.place import Place
 
 if TYPE_CHECKING:
   from collections.abc import Callable
   from typing import Optional
 
-  from ganeti.kvmd import lifecycle
-  from ganeti.kvmd.signals import Signals
+  from ganeti.kvmd.core import lifecycle
+  from ganeti.kvmd.process.signals import Signals
 
 
 class Settings(NamedTuple):
@@ -78,7 +78,7 @@ class Daemon:
   def close(self) -> None:
     """Lets go of everything, without a verdict on anybody."""
     self._sum_up(float("inf"))
-    self._lookout.node.close()
+    self._lookout.table.close()
     if self._exits is not None:
       self._exits.close()
     self._epoll.close()
@@ -122,16 +122,16 @@ class Daemon:
     @param limit: the longest to wait, in seconds; None for any time
 
     """
-    due = min(self._lookout.due, self._lookout.node.due, self._quota.due)
+    due = min(self._lookout.due, self._lookout.table.due, self._quota.due)
     wait = max(0.0, due - time.monotonic())
     if limit is not None:
       wait = min(wait, limit)
     ready = self._epoll.poll(wait)
     # Monitors come before names: what an instance has said belongs before
     # what a new one of its name does.
-    node = self._lookout.node
+    table = self._lookout.table
     others = [
-      descriptor for descriptor, _ in ready if not node.read(descriptor)
+      descriptor for descriptor, _ in ready if not table.read(descriptor)
     ]
     for descriptor in others:
       if descriptor in self._handlers:
@@ -145,7 +145,7 @@ class Daemon:
       self._attempt(self._lookout.look_again)
       self._attempt(self._on_rescan)
       self._sum_up(now)
-    self._lookout.node.run(now)
+    self._lookout.table.run(now)
     if now >= self._quota.due:
       self._sum_up(now)
 

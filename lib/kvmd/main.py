@@ -19,18 +19,10 @@ import sys
 from typing import TYPE_CHECKING, NamedTuple
 
 from ganeti import kvmd
-from ganeti.kvmd import (
-  ctrldir,
-  daemon,
-  detach,
-  lifecycle,
-  lockfile,
-  logs,
-  marks,
-  pidfile,
-  signals,
-  timing,
-)
+from ganeti.kvmd import daemon
+from ganeti.kvmd.core import lifecycle, marks, timing
+from ganeti.kvmd.node import ctrldir, lockfile
+from ganeti.kvmd.process import detach, logs, pidfile, signals
 
 if TYPE_CHECKING:
   from collections.abc import Callable, Sequence
@@ -183,7 +175,7 @@ def _find_files(options: argparse.Namespace) -> Files:
     return Files(options.ctrl_dir, options.pid_file, None)
   try:
     from ganeti import constants, pathutils
-    from ganeti.kvmd import ssconf
+    from ganeti.kvmd.node import ssconf
   except (ImportError, RuntimeError) as err:
     raise StartError(
       f"there is no Ganeti to serve ({err}); without it, say which directory"

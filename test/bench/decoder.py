@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _TOP = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
 sys.path.insert(0, os.path.join(_TOP, "build"))
 
-from ganeti.kvmd import lifecycle, qmp  # noqa: E402
+from ganeti.kvmd.core import lifecycle, qmp  # noqa: E402
 
 # What the daemon reads at a time, from a monitor and from a journal.
 _FROM_MONITOR = 16 * 1024

@@ -9,7 +9,7 @@ import collections
 import collections.abc
 import typing
 
-from ganeti.kvmd import ctrldir, journal_files
+from ganeti.kvmd.node import ctrldir, journal_files
 
 from faults import node, oracle
 from faults.fake_qemu import FakeQemu

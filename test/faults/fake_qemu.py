@@ -19,7 +19,7 @@ import typing
 
 import fake_monitor
 from fake_monitor import FakeMonitor
-from ganeti.kvmd import ctrldir
+from ganeti.kvmd.node import ctrldir
 
 from faults.flood import GARBAGE, Flood
 from faults.steps import Deed, Start

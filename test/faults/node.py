@@ -14,7 +14,7 @@ import time
 from unittest import mock
 
 from ganeti.hypervisor.hv_kvm import control, inquiry, stock
-from ganeti.kvmd import ctrldir
+from ganeti.kvmd.node import ctrldir
 
 #: No instance may keep others waiting for so long, in seconds, nor Ganeti:
 #: far more than they should take, for the sake of busy machines.

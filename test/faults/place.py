@@ -13,7 +13,7 @@ import contextlib
 import pathlib
 import shutil
 
-from ganeti.kvmd import ctrldir
+from ganeti.kvmd.node import ctrldir
 
 from faults import disk
 

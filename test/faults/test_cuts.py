@@ -14,7 +14,7 @@ import fake_monitor
 import kvmd_process
 import pytest
 from fake_monitor import Connection, FakeMonitor
-from ganeti.kvmd import ctrldir, journal_files
+from ganeti.kvmd.node import ctrldir, journal_files
 from guests import endings, lifetime
 from guests.stage import Stage
 from kvmd_process import Daemon

@@ -15,7 +15,7 @@ from unittest import mock
 
 import ctrl_files
 import pytest
-from ganeti.kvmd import ctrldir, journal_files
+from ganeti.kvmd.node import ctrldir, journal_files
 from guests import endings, lifetime
 from kvmd_process import Daemon
 

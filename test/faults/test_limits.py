@@ -16,7 +16,7 @@ import forked
 import kvmd_process
 import pytest
 from fake_monitor import FakeMonitor
-from ganeti.kvmd import ctrldir, journal_files
+from ganeti.kvmd.node import ctrldir, journal_files
 from guests import endings, lifetime
 from kvmd_process import Daemon
 

@@ -12,7 +12,7 @@ import pathlib
 import time
 import typing
 
-from ganeti.kvmd import ctrldir
+from ganeti.kvmd.node import ctrldir
 from guests import lifetime
 
 from faults import births, checks, oracle, troubles

@@ -9,7 +9,7 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
-from ganeti.kvmd import ctrldir
+from ganeti.kvmd.node import ctrldir
 
 if TYPE_CHECKING:
   import pathlib

@@ -18,7 +18,7 @@ import signal
 import traceback
 from typing import TYPE_CHECKING
 
-from ganeti.kvmd import lockfile
+from ganeti.kvmd.node import lockfile
 
 if TYPE_CHECKING:
   import pathlib

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 
-from ganeti.kvmd.lifecycle import Rule, Verdict
+from ganeti.kvmd.core.lifecycle import Rule, Verdict
 from hypothesis import strategies as st
 
 POWERDOWN = ("POWERDOWN", {})

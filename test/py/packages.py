@@ -42,7 +42,8 @@ def _modules(
 
 def daemon() -> dict[str, pathlib.Path]:
   """The modules of the daemon, and their files."""
-  return _modules(_LIB, [_KVMD])
+  folders = sorted(path.parent for path in (_LIB / _KVMD).rglob("*.py"))
+  return _modules(_LIB, {str(each.relative_to(_LIB)) for each in folders})
 
 
 def hypervisor() -> dict[str, pathlib.Path]:

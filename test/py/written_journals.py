@@ -11,15 +11,15 @@ import os
 from typing import TYPE_CHECKING, Optional
 
 from fake_monitor import GREETING, USER, encode, event
-from ganeti.kvmd import journal, journal_files
-from ganeti.kvmd.ctrldir import JOURNAL_EVENTS
-from ganeti.kvmd.lifecycle import Rule
+from ganeti.kvmd.core.lifecycle import Rule
+from ganeti.kvmd.node import journal, journal_files
+from ganeti.kvmd.node.ctrldir import JOURNAL_EVENTS
 
 if TYPE_CHECKING:
   from collections.abc import Callable, Iterator
 
-  from ganeti.kvmd.ctrldir import ControlDirectory
-  from ganeti.kvmd.journal_files import JournalFiles
+  from ganeti.kvmd.node.ctrldir import ControlDirectory
+  from ganeti.kvmd.node.journal_files import JournalFiles
 
 NAME = "web1"
 BEGINNING = encode(GREETING) + encode({"return": {}})

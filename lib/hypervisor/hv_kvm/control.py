@@ -16,8 +16,9 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from ganeti.hypervisor.hv_kvm import inquiry
-from ganeti.kvmd import ctrldir, journal_files, lifecycle, mark_files, rule_file
-from ganeti.kvmd.marks import Mark
+from ganeti.kvmd.core import lifecycle
+from ganeti.kvmd.core.marks import Mark
+from ganeti.kvmd.node import ctrldir, journal_files, mark_files, rule_file
 
 if TYPE_CHECKING:
   from collections.abc import Iterable, Iterator

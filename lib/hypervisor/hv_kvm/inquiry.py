@@ -17,14 +17,15 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from ganeti.kvmd import journal, journal_files, lifecycle, mark_files
-from ganeti.kvmd.marks import Mark
+from ganeti.kvmd.core import lifecycle
+from ganeti.kvmd.core.marks import Mark
+from ganeti.kvmd.node import journal, journal_files, mark_files
 
 if TYPE_CHECKING:
   from collections.abc import Iterator
   from typing import Optional
 
-  from ganeti.kvmd.ctrldir import ControlDirectory
+  from ganeti.kvmd.node.ctrldir import ControlDirectory
 
 #: Longest that one journal is read, in seconds.
 ONE = 0.25

@@ -12,14 +12,14 @@ import time
 from typing import TYPE_CHECKING
 
 from ganeti import constants, errors, pathutils, utils
-from ganeti.kvmd import (
+from ganeti.kvmd.node import (
   ctrldir,
   directory_locks,
   lockfile,
-  pidfile,
   processes,
   ssconf,
 )
+from ganeti.kvmd.process import pidfile
 
 if TYPE_CHECKING:
   from typing import Optional

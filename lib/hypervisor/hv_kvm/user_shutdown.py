@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from ganeti import constants, errors, objects
 from ganeti.hypervisor.hv_kvm import control, inquiry, launch, patience
-from ganeti.kvmd.marks import Mark
+from ganeti.kvmd.core.marks import Mark
 
 if TYPE_CHECKING:
   from collections.abc import Callable

@@ -288,7 +288,7 @@ _ON = "user shutdown is on"
 def _cluster() -> str:
   """Tells whether the cluster has the feature on."""
   try:
-    from ganeti.kvmd import ssconf
+    from ganeti.kvmd.node import ssconf
 
     return ssconf.reason_not_to_run() or _ON
   except (ImportError, RuntimeError):

@@ -14,7 +14,8 @@ import time
 from typing import TYPE_CHECKING
 
 from ganeti import kvmd
-from ganeti.kvmd import ctrldir, directory_locks, lockfile, pidfile
+from ganeti.kvmd.node import ctrldir, directory_locks, lockfile
+from ganeti.kvmd.process import pidfile
 from ganeti.tools.kvmd_setup import system
 
 if TYPE_CHECKING:

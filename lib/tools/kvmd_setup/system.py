@@ -11,7 +11,7 @@ import os
 import subprocess
 from typing import TYPE_CHECKING
 
-from ganeti.kvmd import lockfile
+from ganeti.kvmd.node import lockfile
 
 if TYPE_CHECKING:
   from collections.abc import Iterator

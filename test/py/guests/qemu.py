@@ -103,7 +103,7 @@ PLAIN = Machine()
 def _prepare_journal(ctrl_dir: pathlib.Path, name: str) -> list[str]:
   """Do as the hypervisor does and return QEMU's options."""
   import ctrl_files  # only the build has what it needs
-  from ganeti.kvmd import journal_files
+  from ganeti.kvmd.node import journal_files
 
   with ctrl_files.opened(ctrl_dir) as directory:
     return journal_files.prepare(directory, name)

@@ -13,7 +13,8 @@ import signal
 
 import ctrl_files
 import pytest
-from ganeti.kvmd import ctrldir, journal, journal_files, lifecycle
+from ganeti.kvmd.core import lifecycle
+from ganeti.kvmd.node import ctrldir, journal, journal_files
 from guests import endings, lifetime
 from guests.boot_sector import Command
 from guests.endings import Ending

@@ -175,19 +175,19 @@ class TestGraft:
   def test_follows_what_has_changed(self, tree: pathlib.Path) -> None:
     _graft(tree)
     after = _picture(tree)
-    (tree / "lib/kvmd/qmp.py").write_text("old\n")
+    (tree / "lib/kvmd/core/qmp.py").write_text("old\n")
     (tree / "lib/kvmd/given_up.py").touch()
     makefile = tree / "Makefile.am"
     text = makefile.read_text()
     makefile.write_text(
-      text.replace("\tlib/kvmd/qmp.py \\\n", "\tlib/kvmd/given_up.py \\\n")
+      text.replace("\tlib/kvmd/core/qmp.py \\\n", "\tlib/kvmd/given_up.py \\\n")
     )
     check = _graft("--check", tree)
     assert check.returncode == 1
     assert check.stdout == (
       "differs: Makefile.am\n"
       "differs: lib/kvmd/given_up.py\n"
-      "differs: lib/kvmd/qmp.py\n"
+      "differs: lib/kvmd/core/qmp.py\n"
       "not current\n"
     )
     _graft(tree)
@@ -197,7 +197,7 @@ class TestGraft:
     self, tree: pathlib.Path
   ) -> None:
     _graft(tree)
-    ours = [*(tree / "lib/kvmd").glob("*.py"), *tree.rglob("test_*.py")]
+    ours = [*(tree / "lib/kvmd").rglob("*.py"), *tree.rglob("test_*.py")]
     assert len(ours) > 20
     for path in ours:
       text = path.read_text()

@@ -21,7 +21,7 @@ if os.geteuid() != 0:
     "only root can make a machine in namespaces", allow_module_level=True
   )
 
-from ganeti.kvmd.ctrldir import LOCK_FILE
+from ganeti.kvmd.node.ctrldir import LOCK_FILE
 from guests import lifetime
 from machine import (
   BUILD,

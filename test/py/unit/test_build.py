@@ -112,10 +112,9 @@ class TestInstallation:
     _run("make", "install", destination)
 
     (package,) = scratch.rglob("ganeti/kvmd")
-    modules = {path.name for path in package.glob("*.py")}
-    assert modules == {
-      path.name for path in (_SOURCE / "lib" / "kvmd").glob("*.py")
-    }
+    lib = _SOURCE / "lib" / "kvmd"
+    modules = {path.relative_to(package) for path in package.rglob("*.py")}
+    assert modules == {path.relative_to(lib) for path in lib.rglob("*.py")}
     (manual,) = scratch.rglob("ganeti-kvmd.8")
     assert manual.parent.name == "man8"
     (completion,) = scratch.rglob("completions/ganeti-kvmd")
@@ -221,7 +220,7 @@ class TestForms:
     place = "/usr/share/ganeti-kvmd"
     modules = packages.daemon()
     # It is about a node of Ganeti's.
-    del modules["ganeti.kvmd.ssconf"]
+    del modules["ganeti.kvmd.node.ssconf"]
     installed = self._check(scratch, place, modules, "--without-ganeti")
     assert not [name for name in installed if "hv_kvm" in name]
     assert not [name for name in installed if "setup" in name]

@@ -16,8 +16,8 @@ import time
 import pytest
 from fake_monitor import GREETING, USER, encode, event
 from ganeti.hypervisor.hv_kvm import control, inquiry
-from ganeti.kvmd import ctrldir
-from ganeti.kvmd.marks import Mark
+from ganeti.kvmd.core.marks import Mark
+from ganeti.kvmd.node import ctrldir
 
 NAME = "web1.example.com"
 OTHER = "web2.example.com"

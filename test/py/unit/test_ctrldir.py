@@ -16,8 +16,8 @@ import forked
 import pytest
 from ctrl_files import NAMES
 from fake_monitor import FakeMonitor
-from ganeti.kvmd import ctrldir, mark_files, rule_file
-from ganeti.kvmd.ctrldir import LOCK_FILE, ControlDirectory, Life, Mark
+from ganeti.kvmd.node import ctrldir, mark_files, rule_file
+from ganeti.kvmd.node.ctrldir import LOCK_FILE, ControlDirectory, Life, Mark
 
 SECOND = 10**9
 LIFE = Life(1, 1795438800 * SECOND + 137)

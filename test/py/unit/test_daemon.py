@@ -39,21 +39,19 @@ from fake_monitor import (
   encode,
   event,
 )
-from ganeti.kvmd import (
+from ganeti.kvmd import daemon
+from ganeti.kvmd.core import qmp, quota
+from ganeti.kvmd.core.lifecycle import Rule
+from ganeti.kvmd.core.timing import Timing
+from ganeti.kvmd.follow import monitor_follower, monitored
+from ganeti.kvmd.node import (
   ctrldir,
-  daemon,
   directory_locks,
   exits,
   journal_files,
-  monitor_follower,
-  monitored,
-  qmp,
-  quota,
   watch,
 )
-from ganeti.kvmd.lifecycle import Rule
-from ganeti.kvmd.lockfile import LockedError
-from ganeti.kvmd.timing import Timing
+from ganeti.kvmd.node.lockfile import LockedError
 from histories import HISTORIES, judge
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -1420,7 +1418,9 @@ def test_names_without_end_keep_nobody_waiting(
 ):
   for number in range(2000):
     (scene.ctrl_dir / f"guest{number}.example.com{ending}").mkdir()
-  looks = count_calls(monkeypatch, scene.daemon._lookout.node._journals, "look")
+  looks = count_calls(
+    monkeypatch, scene.daemon._lookout.table._journals, "look"
+  )
   reads = count_calls(monkeypatch, scene.daemon._place.watch, "read")
   names = 0
   turns = 0

@@ -18,63 +18,121 @@ _DESIGN = _SOURCE / "doc" / "design.md"
 _DOCUMENTS = [_DESIGN, *sorted((_SOURCE / "doc" / "decisions").glob("*.md"))]
 
 #: What each module imports of the others, for its types as well. The daemon's
-#: go by their own names, the others' have the folder in front.
+#: go by their names under lib/kvmd, the others' have their folder in front.
 _IMPORTS = {
   "__init__": "",
-  "ctrldir": "lockfile",
-  "daemon": "ctrldir exits journals lifecycle lockfile monitors processes quota"
-  " rule_file signals watch",
-  "detach": "",
-  "digest": "lifecycle",
-  "directory_locks": "lockfile",
-  "exits": "",
+  "core.__init__": "",
+  "core.digest": "core.lifecycle",
+  "core.following": "",
+  "core.lifecycle": "",
+  "core.marks": "core.lifecycle",
+  "core.qmp": "",
+  "core.quota": "",
+  "core.session": "core.lifecycle core.qmp",
+  "core.timers": "",
+  "core.timing": "",
+  "daemon": "core.lifecycle core.quota core.timing follow.lookout node.exits"
+  " node.place process.signals",
+  "follow.__init__": "",
+  "follow.instance": "core.lifecycle core.marks core.qmp core.quota"
+  " node.ctrldir",
+  "follow.journal_follower": "core.following core.timers follow.journal_keeper"
+  " follow.journal_reader follow.journaled follow.record follow.shared"
+  " node.ctrldir node.journal_files node.processes",
+  "follow.journal_keeper": "core.following core.timers follow.record"
+  " follow.shared node.ctrldir node.journal_files node.journal_space",
+  "follow.journal_reader": "core.following core.marks core.timers"
+  " follow.instance follow.journaled follow.record follow.shared node.ctrldir"
+  " node.journal node.journal_files node.mark_files",
+  "follow.journaled": "core.lifecycle follow.instance follow.shared"
+  " node.connection node.ctrldir node.journal node.journal_files"
+  " node.journal_space",
+  "follow.lookout": "core.lifecycle core.quota core.timing follow.shared"
+  " follow.table follow.verdicts node.ctrldir node.place node.processes"
+  " node.watch",
+  "follow.monitor_follower": "core.session core.timers follow.monitored"
+  " follow.record follow.shared node.connection node.ctrldir",
+  "follow.monitored": "core.qmp core.session follow.instance follow.shared"
+  " node.connection",
+  "follow.record": "core.following follow.journaled follow.monitored",
+  "follow.shared": "core.lifecycle core.quota core.timing follow.verdicts"
+  " node.place node.processes",
+  "follow.table": "core.following follow.instance follow.journal_follower"
+  " follow.monitor_follower follow.record follow.shared node.ctrldir",
+  "follow.verdicts": "core.lifecycle core.marks follow.instance node.ctrldir"
+  " node.mark_files node.place",
   "hv_kvm.__init__": "hv_kvm.user_shutdown",
-  "hv_kvm.control": "ctrldir hv_kvm.inquiry journal_files lifecycle",
-  "hv_kvm.inquiry": "ctrldir journal journal_files lifecycle",
-  "hv_kvm.launch": "ctrldir lockfile pidfile processes ssconf",
+  "hv_kvm.control": "core.lifecycle core.marks hv_kvm.inquiry node.ctrldir"
+  " node.journal_files node.mark_files node.rule_file",
+  "hv_kvm.inquiry": "core.lifecycle core.marks node.ctrldir node.journal"
+  " node.journal_files node.mark_files",
+  "hv_kvm.launch": "node.ctrldir node.directory_locks node.lockfile"
+  " node.processes node.ssconf process.pidfile",
   "hv_kvm.patience": "",
-  "hv_kvm.user_shutdown": "ctrldir hv_kvm.control hv_kvm.inquiry hv_kvm.launch"
-  " hv_kvm.patience",
-  "instance": "ctrldir lifecycle qmp quota",
-  "journal": "digest journal_files lifecycle qmp",
-  "journal_files": "ctrldir digest qmp",
-  "journals": "ctrldir instance journal journal_files lifecycle monitor"
-  " processes quota",
+  "hv_kvm.user_shutdown": "core.marks hv_kvm.control hv_kvm.inquiry"
+  " hv_kvm.launch hv_kvm.patience",
   "kvmd_setup.__init__": "",
   "kvmd_setup.main": "__init__ kvmd_setup.node kvmd_setup.replacement"
-  " kvmd_setup.system ssconf",
-  "kvmd_setup.node": "__init__ ctrldir kvmd_setup.system lockfile pidfile",
+  " kvmd_setup.system node.ssconf",
+  "kvmd_setup.node": "__init__ kvmd_setup.system node.ctrldir"
+  " node.directory_locks node.lockfile process.pidfile",
   "kvmd_setup.records": "kvmd_setup.system",
   "kvmd_setup.replacement": "kvmd_setup.records kvmd_setup.system",
-  "kvmd_setup.system": "lockfile",
-  "lifecycle": "",
-  "lockfile": "own_files",
-  "logs": "",
-  "main": "__init__ ctrldir daemon detach lifecycle lockfile logs pidfile"
-  " signals ssconf",
-  "monitor": "ctrldir instance lifecycle qmp",
-  "monitors": "ctrldir instance lifecycle monitor processes quota",
-  "own_files": "",
-  "pidfile": "lockfile",
-  "processes": "",
-  "qmp": "",
-  "quota": "",
+  "kvmd_setup.system": "node.lockfile",
+  "main": "__init__ core.lifecycle core.marks core.timing daemon node.ctrldir"
+  " node.lockfile node.ssconf process.detach process.logs process.pidfile"
+  " process.signals",
+  "node.__init__": "",
+  "node.connection": "core.session node.ctrldir",
+  "node.ctrldir": "core.marks node.directory_locks node.own_files",
+  "node.directory_locks": "node.lockfile",
+  "node.exits": "",
+  "node.journal": "core.digest core.lifecycle core.qmp node.journal_files",
+  "node.journal_files": "core.digest core.qmp node.ctrldir node.own_files"
+  " node.space",
+  "node.journal_space": "node.journal_files",
+  "node.lockfile": "node.own_files",
+  "node.mark_files": "core.marks node.ctrldir node.own_files",
+  "node.own_files": "",
+  "node.place": "core.lifecycle core.timing node.ctrldir node.lockfile"
+  " node.rule_file node.watch",
+  "node.processes": "",
+  "node.rule_file": "node.ctrldir node.own_files",
+  "node.space": "",
+  "node.ssconf": "",
+  "node.watch": "",
+  "process.__init__": "",
+  "process.detach": "",
+  "process.logs": "",
+  "process.pidfile": "node.lockfile",
+  "process.signals": "",
   "server.kvmd": "main",
-  "signals": "",
-  "ssconf": "",
   "tools.__init__": "",
-  "watch": "",
+}
+
+#: The floors of lib/kvmd and what stands beside it, and what is below each. The
+#: top floor is lib/kvmd itself.
+_BELOW = {
+  "": "core follow node process",
+  "core": "",
+  "follow": "core node",
+  "hv_kvm": "core node process",
+  "kvmd_setup": "node process",
+  "node": "core",
+  "process": "node",
+  "server": "",
+  "tools": "",
 }
 
 #: What they import of Ganeti's own modules. Where a daemon needs one, what it
 #: brings along is the daemon's as well; hv_kvm runs in the node daemon.
 _GANETI_IMPORTS = {
-  "ctrldir": "pathutils",
   "hv_kvm.__init__": "hypervisor",
   "hv_kvm.launch": "constants errors pathutils utils",
   "hv_kvm.user_shutdown": "constants errors objects",
   "main": "constants pathutils",
-  "ssconf": "constants pathutils vcluster",
+  "node.ctrldir": "pathutils",
+  "node.ssconf": "constants pathutils vcluster",
 }
 
 #: Ganeti's own module in our package.
@@ -90,7 +148,11 @@ _LINK = re.compile(r"\]\(([^)#:]+)\)")
 def _modules() -> dict[str, pathlib.Path]:
   """Returns all modules, by their names in the tables."""
   return {
-    ".".join(path.with_suffix("").parts[-2:]).removeprefix("kvmd."): path
+    re.sub(
+      r"^(?:hypervisor|kvmd|tools(?=\.\w+\.))\.",
+      "",
+      ".".join(path.relative_to(_LIB).with_suffix("").parts),
+    ): path
     for path in _LIB.rglob("*.py")
   }
 
@@ -137,11 +199,23 @@ def test_who_imports_whom(module: str) -> None:
   assert others == set(_GANETI_IMPORTS.get(module, "").split())
 
 
-def test_siblings_know_the_daemon_only() -> None:
-  """Neither what is for the hypervisor nor what is for the administrator."""
-  for module, names in _IMPORTS.items():
-    own = module.rpartition(".")[0]
-    assert {name.rpartition(".")[0] for name in names.split()} <= {"", own}
+@pytest.mark.parametrize("module", sorted(_MODULES))
+def test_floors(module: str) -> None:
+  """A module knows its own floor, and those below."""
+  floor = module.rpartition(".")[0]
+  known = {name.rpartition(".")[0] for name in _IMPORTS[module].split()}
+  top = {""} if floor in {"kvmd_setup", "server"} else set()
+  assert known <= {floor, *_BELOW[floor].split(), *top}
+
+
+@pytest.mark.parametrize("module", sorted(_MODULES))
+def test_can_be_read_at_once(module: str) -> None:
+  text = _MODULES[module].read_text()
+  assert text.count("\n") <= 400
+  for found in ast.walk(ast.parse(text)):
+    if isinstance(found, ast.ClassDef):
+      assert found.end_lineno is not None
+      assert found.end_lineno - found.lineno < 250, found.name
 
 
 def test_imports_run_one_way() -> None:

@@ -19,7 +19,7 @@ import signal
 
 import forked
 import pytest
-from ganeti.kvmd import detach
+from ganeti.kvmd.process import detach
 from guests import lifetime
 
 _PR_SET_CHILD_SUBREAPER = 36

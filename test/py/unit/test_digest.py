@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from ganeti.kvmd import digest, lifecycle
-from ganeti.kvmd.lifecycle import Rule
+from ganeti.kvmd.core import digest, lifecycle
+from ganeti.kvmd.core.lifecycle import Rule
 from histories import HISTORIES
 from hypothesis import given
 from hypothesis import strategies as st

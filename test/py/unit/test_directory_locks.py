@@ -12,9 +12,9 @@ from unittest import mock
 
 import forked
 import pytest
-from ganeti.kvmd import directory_locks
-from ganeti.kvmd.directory_locks import LOCK_FILE, DirectoryLocks
-from ganeti.kvmd.lockfile import LockedError
+from ganeti.kvmd.node import directory_locks
+from ganeti.kvmd.node.directory_locks import LOCK_FILE, DirectoryLocks
+from ganeti.kvmd.node.lockfile import LockedError
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ import time
 from unittest import mock
 
 import pytest
-from ganeti.kvmd import exits
+from ganeti.kvmd.node import exits
 
 _PATIENCE_MS = 10_000
 

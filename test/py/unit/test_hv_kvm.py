@@ -28,7 +28,8 @@ import stock_calls
 from ganeti import constants, errors, objects, utils
 from ganeti.hypervisor import hv_base, hv_kvm
 from ganeti.hypervisor.hv_kvm import launch, patience, stock
-from ganeti.kvmd import (
+from ganeti.kvmd.core.marks import Mark
+from ganeti.kvmd.node import (
   ctrldir,
   journal_files,
   mark_files,
@@ -36,7 +37,6 @@ from ganeti.kvmd import (
   rule_file,
   ssconf,
 )
-from ganeti.kvmd.marks import Mark
 from ganeti.watcher import nodemaint
 from guests import lifetime
 
@@ -61,7 +61,7 @@ _GREETING = (
 _HOLD = """
 import signal, sys
 sys.path.insert(0, sys.argv[1])
-from ganeti.kvmd import pidfile
+from ganeti.kvmd.process import pidfile
 lock = pidfile.PidFile(sys.argv[2])
 print("ready", flush=True)
 """

@@ -11,9 +11,9 @@ import time
 import pytest
 from fake_monitor import GREETING, USER, encode, event
 from ganeti.hypervisor.hv_kvm import inquiry
-from ganeti.kvmd import ctrldir, journal, journal_files, mark_files
-from ganeti.kvmd.lifecycle import Rule
-from ganeti.kvmd.marks import Mark
+from ganeti.kvmd.core.lifecycle import Rule
+from ganeti.kvmd.core.marks import Mark
+from ganeti.kvmd.node import ctrldir, journal, journal_files, mark_files
 
 BEGINNING = encode(GREETING) + encode({"return": {}})
 END = event("SHUTDOWN", USER)

@@ -12,10 +12,10 @@ from unittest import mock
 import ctrl_files
 import pytest
 from fake_monitor import SIGNAL, USER, encode, event
-from ganeti.kvmd import journal, journal_files
-from ganeti.kvmd.ctrldir import JOURNAL_DIGEST, JOURNAL_EVENTS
-from ganeti.kvmd.digest import Digest
-from ganeti.kvmd.lifecycle import Rule, Verdict
+from ganeti.kvmd.core.digest import Digest
+from ganeti.kvmd.core.lifecycle import Rule, Verdict
+from ganeti.kvmd.node import journal, journal_files
+from ganeti.kvmd.node.ctrldir import JOURNAL_DIGEST, JOURNAL_EVENTS
 from histories import HISTORIES, judge
 from hypothesis import given
 from hypothesis import strategies as st

@@ -17,15 +17,16 @@ import ctrl_files
 import forked
 import pytest
 from fake_monitor import event
-from ganeti.kvmd import digest, journal_files, own_files, space
-from ganeti.kvmd.ctrldir import (
+from ganeti.kvmd.core import digest
+from ganeti.kvmd.core.lifecycle import Verdict
+from ganeti.kvmd.node import journal_files, own_files, space
+from ganeti.kvmd.node.ctrldir import (
   JOURNAL_DIGEST,
   JOURNAL_EVENTS,
   JOURNAL_NEW_DIGEST,
   LOCK_FILE,
   ControlDirectory,
 )
-from ganeti.kvmd.lifecycle import Verdict
 from written_journals import (
   BEGINNING,
   CHATTER,

@@ -19,23 +19,23 @@ import forked
 import kvmd_log
 import pytest
 from fake_monitor import BEGINNING, USER, FakeMonitor, event, open_journal
-from ganeti.kvmd import (
+from ganeti.kvmd.core import lifecycle
+from ganeti.kvmd.core.following import Monitor, State
+from ganeti.kvmd.core.marks import Mark
+from ganeti.kvmd.core.quota import Quota
+from ganeti.kvmd.core.timing import Timing
+from ganeti.kvmd.follow.shared import Shared
+from ganeti.kvmd.follow.table import Table
+from ganeti.kvmd.follow.verdicts import Verdicts
+from ganeti.kvmd.node import (
   ctrldir,
   journal,
   journal_files,
-  lifecycle,
   mark_files,
   own_files,
   space,
 )
-from ganeti.kvmd.following import Monitor, State
-from ganeti.kvmd.marks import Mark
-from ganeti.kvmd.node import Node
-from ganeti.kvmd.processes import Processes
-from ganeti.kvmd.quota import Quota
-from ganeti.kvmd.shared import Shared
-from ganeti.kvmd.timing import Timing
-from ganeti.kvmd.verdicts import Verdicts
+from ganeti.kvmd.node.processes import Processes
 
 END = event("SHUTDOWN", USER)
 CHATTER = event("RTC_CHANGE", {"offset": 1})
@@ -78,7 +78,7 @@ class Place:
   def begin(self):
     """Begins to follow, as a daemon does that was just started."""
     where = types.SimpleNamespace(directory=self.control)
-    self.node = Node(
+    self.table = Table(
       mock.create_autospec(select.epoll, instance=True),
       Shared(
         place=where,
@@ -89,16 +89,16 @@ class Place:
         timing=Timing(),
       ),
     )
-    self.journals = self.node._journals
+    self.journals = self.table._journals
     # Nobody listens to monitors here.
-    self.node._acts = {
+    self.table._acts = {
       Monitor.LEAVE: lambda record: self.found.append(record.name),
       Monitor.LISTEN: lambda record: self.absent.append(record.name),
     }
 
   def record(self, name="web1"):
     """Returns what is known of an instance; None if nothing is."""
-    return self.node._records.get(name)
+    return self.table._records.get(name)
 
   def follows(self, name="web1"):
     """Tells whether an instance is followed by its journal."""
@@ -121,25 +121,25 @@ class Place:
 
   def attach(self, name="web1"):
     qemu = self.start(name)
-    self.node.journal_appeared(name)
+    self.table.journal_appeared(name)
     return qemu
 
   def end(self, qemu):
     qemu.close()
-    self.node.journal_closed(qemu.name)
+    self.table.journal_closed(qemu.name)
 
   def turn(self):
-    self.node.run(time.monotonic())
+    self.table.run(time.monotonic())
 
   def rescan(self, **options):
-    self.node.rescan(
+    self.table.rescan(
       self.control.instances()._replace(monitored=set()),
       **{"thoroughly": True, "elsewhere": False, **options},
     )
 
   def work(self):
     """Lets all be done that is to be done at once."""
-    while self.node.due == 0.0:
+    while self.table.due == 0.0:
       self.turn()
 
   def close(self):
@@ -470,8 +470,8 @@ def test_life_that_was_not_seen_to_begin(place):
   first.close()
   monitor = FakeMonitor(place.path, "web1")
   second = place.start()
-  place.node.journal_closed("web1")
-  place.node.journal_appeared("web1")
+  place.table.journal_closed("web1")
+  place.table.journal_appeared("web1")
   assert place.verdicts() == ["unknown"]
   assert place.count("removed before it could be read") == 1
   now = time.monotonic()
@@ -493,7 +493,7 @@ def test_next_life_begins_while_the_last_is_to_be_delivered(place, monkeypatch):
   second = place.start()
   # The hypervisor is still at work there.
   monkeypatch.setattr(place.control.locks, "lock", lambda _: False)
-  place.node.journal_appeared("web1")
+  place.table.journal_appeared("web1")
   place.work()
   monkeypatch.undo()
   place.journals._reader._next = 0.0
@@ -510,7 +510,7 @@ def test_journal_that_was_removed_before_it_was_read(place):
   qemu = place.attach()
   qemu.close()
   journal_files.remove(place.control, "web1")
-  place.node.journal_closed("web1")
+  place.table.journal_closed("web1")
   assert place.verdicts() == ["unknown"]
   place.rescan()
   assert place.verdicts() == ["unknown"]
@@ -520,7 +520,7 @@ def test_journal_that_is_elsewhere_now(place):
   """Its directory was moved away; that is no end."""
   place.attach()
   nothing = ctrldir.Instances(set(), set(), set())
-  place.node.rescan(nothing, thoroughly=True, elsewhere=True)
+  place.table.rescan(nothing, thoroughly=True, elsewhere=True)
   assert place.verdicts() == []
   assert not place.follows()
 

@@ -22,7 +22,7 @@ import forked
 import pytest
 from ganeti import constants, pathutils
 from ganeti.hypervisor.hv_kvm import launch
-from ganeti.kvmd import ctrldir, ssconf
+from ganeti.kvmd.node import ctrldir, ssconf
 from guests import lifetime
 
 #: Says that it was called, and starts a daemon that ends when it is told to
@@ -31,7 +31,8 @@ echo "$*" >>{directory}/calls
 exec setsid -f {python} -c '
 import os, sys, time
 sys.path.insert(0, "{build}")
-from ganeti.kvmd import ctrldir, pidfile
+from ganeti.kvmd.node import ctrldir
+from ganeti.kvmd.process import pidfile
 {begin}
 os.close(1)
 os.close(2)

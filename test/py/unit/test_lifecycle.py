@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from ganeti.kvmd import lifecycle, qmp
-from ganeti.kvmd.lifecycle import Rule, Verdict
+from ganeti.kvmd.core import lifecycle, qmp
+from ganeti.kvmd.core.lifecycle import Rule, Verdict
 from histories import (
   BARE,
   HISTORIES,

@@ -15,8 +15,8 @@ from unittest import mock
 
 import forked
 import pytest
-from ganeti.kvmd import lockfile
-from ganeti.kvmd.lockfile import LockedError, LockFile
+from ganeti.kvmd.node import lockfile
+from ganeti.kvmd.node.lockfile import LockedError, LockFile
 
 #: How a file is in the way that is not only ours
 FOREIGN = [

@@ -20,7 +20,7 @@ from unittest import mock
 
 import forked
 import pytest
-from ganeti.kvmd.logs import Logs
+from ganeti.kvmd.process.logs import Logs
 from hypothesis import given
 from hypothesis import strategies as st
 from kvmd_log import LOG_LINE

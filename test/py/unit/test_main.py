@@ -22,7 +22,10 @@ import kvmd_log
 import kvmd_process
 import pytest
 from fake_monitor import SIGNAL, USER, FakeMonitor
-from ganeti.kvmd import VERSION, ctrldir, main, pidfile, timing
+from ganeti.kvmd import VERSION, main
+from ganeti.kvmd.core import timing
+from ganeti.kvmd.node import ctrldir
+from ganeti.kvmd.process import pidfile
 from guests import lifetime
 from kvmd_process import Foreground, attach
 from kvmd_process import run as run_program

@@ -16,8 +16,8 @@ import forked
 import pytest
 from ctrl_files import NAMES
 from fake_monitor import FakeMonitor
-from ganeti.kvmd import ctrldir, mark_files
-from ganeti.kvmd.ctrldir import Life, Mark
+from ganeti.kvmd.node import ctrldir, mark_files
+from ganeti.kvmd.node.ctrldir import Life, Mark
 
 SECOND = 10**9
 LIFE = Life(1, 1795438800 * SECOND + 137)

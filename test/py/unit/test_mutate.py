@@ -153,8 +153,8 @@ def test_every_kind_says_why():
 
 def test_survivor_is_shown_by_what_differs():
   survivor = mutant("a ¦<¦ b", "<=", "ReplaceComparisonOperator_Lt_LtE")
-  assert mutate.describe("lib/kvmd/place.py", SOURCE, survivor) == (
-    "lib/kvmd/place.py:39  ReplaceComparisonOperator_Lt_LtE\n"
+  assert mutate.describe("lib/kvmd/node/place.py", SOURCE, survivor) == (
+    "lib/kvmd/node/place.py:39  ReplaceComparisonOperator_Lt_LtE\n"
     "  - return a < b < 3\n"
     "  + return a <= b < 3"
   )
@@ -208,7 +208,7 @@ def tree(tmp_path):
   for name in (
     "lib/kvmd/__init__.py",
     "lib/kvmd/main.py",
-    "lib/kvmd/qmp.py",
+    "lib/kvmd/core/qmp.py",
     "lib/kvmd/untested.py",
     "lib/kvmd/files/__init__.py",
     "lib/kvmd/files/lock.py",

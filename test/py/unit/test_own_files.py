@@ -11,7 +11,7 @@ import stat
 from unittest import mock
 
 import pytest
-from ganeti.kvmd import own_files
+from ganeti.kvmd.node import own_files
 
 TOO_LONG = "x" * 256
 

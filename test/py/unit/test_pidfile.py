@@ -13,8 +13,8 @@ from unittest import mock
 
 import forked
 import pytest
-from ganeti.kvmd import pidfile
-from ganeti.kvmd.lockfile import LockedError
+from ganeti.kvmd.node.lockfile import LockedError
+from ganeti.kvmd.process import pidfile
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from unittest import mock
 
 import forked
 import pytest
-from ganeti.kvmd import processes
-from ganeti.kvmd.processes import Processes, is_alive
+from ganeti.kvmd.node import processes
+from ganeti.kvmd.node.processes import Processes, is_alive
 from guests import lifetime
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule

@@ -12,7 +12,7 @@ import tracemalloc
 from unittest import mock
 
 import pytest
-from ganeti.kvmd import lifecycle, qmp
+from ganeti.kvmd.core import lifecycle, qmp
 from histories import judge, transcripts
 from hypothesis import given
 from hypothesis import strategies as st

@@ -10,7 +10,7 @@ import math
 import tracemalloc
 
 import pytest
-from ganeti.kvmd.quota import (
+from ganeti.kvmd.core.quota import (
   HOUR,
   MAX_INSTANCES,
   MAX_LINES,

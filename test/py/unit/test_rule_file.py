@@ -13,8 +13,8 @@ import ctrl_files
 import forked
 import pytest
 from fake_monitor import FakeMonitor
-from ganeti.kvmd import ctrldir, rule_file
-from ganeti.kvmd.ctrldir import NEW_RULE, RULE
+from ganeti.kvmd.node import ctrldir, rule_file
+from ganeti.kvmd.node.ctrldir import NEW_RULE, RULE
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import sys
 from unittest import mock
 
 import forked
-from ganeti.kvmd.signals import Signals
+from ganeti.kvmd.process.signals import Signals
 
 
 def _is_readable(signals):

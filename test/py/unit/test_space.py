@@ -11,8 +11,8 @@ from unittest import mock
 
 import forked
 import pytest
-from ganeti.kvmd import space
-from ganeti.kvmd.space import PAGE
+from ganeti.kvmd.node import space
+from ganeti.kvmd.node.space import PAGE
 
 
 @pytest.fixture

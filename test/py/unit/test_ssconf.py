@@ -12,7 +12,7 @@ import typing
 
 import pytest
 from ganeti import constants, pathutils, vcluster
-from ganeti.kvmd import ssconf
+from ganeti.kvmd.node import ssconf
 
 NODE = "node1.example.com"
 

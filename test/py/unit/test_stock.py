@@ -24,7 +24,7 @@ import stock_calls
 from ganeti import constants, hypervisor, utils
 from ganeti.hypervisor import hv_base, hv_kvm
 from ganeti.hypervisor.hv_kvm import launch, stock, user_shutdown
-from ganeti.kvmd import ctrldir
+from ganeti.kvmd.node import ctrldir
 from ganeti.tools.kvmd_setup import node
 from stock_calls import OVERRIDDEN
 

@@ -19,7 +19,7 @@ from unittest import mock
 import forked
 import pyinotify
 import pytest
-from ganeti.kvmd import watch
+from ganeti.kvmd.node import watch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

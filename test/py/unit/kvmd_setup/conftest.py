@@ -17,7 +17,7 @@ import textwrap
 
 import pytest
 from ganeti import kvmd
-from ganeti.kvmd import ctrldir
+from ganeti.kvmd.node import ctrldir
 from ganeti.tools.kvmd_setup import main, node, records, system
 
 _FRONT = (

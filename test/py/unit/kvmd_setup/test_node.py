@@ -15,7 +15,7 @@ import time
 
 import pytest
 from ganeti import kvmd
-from ganeti.kvmd import ctrldir, directory_locks, lockfile
+from ganeti.kvmd.node import ctrldir, directory_locks, lockfile
 from ganeti.tools.kvmd_setup import node, system
 from guests import lifetime
 
@@ -250,7 +250,7 @@ class TestDaemon:
       f"""#!{sys.executable}
 import os, sys, time
 sys.path.insert(0, {os.environ["GANETI_KVMD_BUILD"]!r})
-from ganeti.kvmd import ctrldir
+from ganeti.kvmd.node import ctrldir
 opened = os.open({str(control)!r}, os.O_RDONLY)
 ctrldir.ControlDirectory({str(control)!r}, opened, ".kvmd").locks.claim()
 with open("/proc/self/comm", "w") as comm:

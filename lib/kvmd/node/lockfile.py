@@ -25,7 +25,7 @@ import stat
 import struct
 from typing import TYPE_CHECKING
 
-from ganeti.kvmd import own_files
+from ganeti.kvmd.node import own_files
 
 if TYPE_CHECKING:
   from typing import Optional

@@ -15,13 +15,13 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING, NamedTuple
 
-from ganeti.kvmd import lifecycle
+from ganeti.kvmd.core import lifecycle
 
 if TYPE_CHECKING:
   from collections.abc import Callable, Mapping
   from typing import Optional
 
-  from ganeti.kvmd.lifecycle import Lifecycle
+  from ganeti.kvmd.core.lifecycle import Lifecycle
 
 
 class Mark(enum.Enum):

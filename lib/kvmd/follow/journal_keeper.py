@@ -12,22 +12,24 @@ from __future__ import annotations
 import collections
 import contextlib
 import enum
+import errno
 import os
 import time
 from typing import TYPE_CHECKING
 
-from ganeti.kvmd import journal_files
-from ganeti.kvmd.ctrldir import MissingDirectoryError
-from ganeti.kvmd.following import State
-from ganeti.kvmd.journal_space import LONG
+from ganeti.kvmd.core.following import State
+from ganeti.kvmd.node import journal_files
+from ganeti.kvmd.node.ctrldir import MissingDirectoryError
+from ganeti.kvmd.node.journal_space import LONG
 
 if TYPE_CHECKING:
   from collections.abc import Iterable
   from typing import Optional
 
-  from ganeti.kvmd.record import Record
-  from ganeti.kvmd.shared import Shared
-  from ganeti.kvmd.timers import Timers
+  from ganeti.kvmd.core.timers import Timers
+  from ganeti.kvmd.follow.record import Record
+  from ganeti.kvmd.follow.shared import Shared
+  from ganeti.kvmd.node.journal_files import JournalFiles
 
 #: The file system is nearly full when less than that share of it is free.
 _SCARCE = 1 / 16
@@ -124,6 +126,22 @@ class JournalKeeper:
           files.cut()
           more = files.extent().allocated > LONG
     self._schedule(name, 0.0 if more else delay)
+
+  @staticmethod
+  def reserve(files: JournalFiles) -> bool:
+    """Makes room for last words.
+
+    @return: whether there is any
+    @raise OSError: if it fails for another reason than that
+
+    """
+    try:
+      files.reserve()
+    except OSError as err:
+      if err.errno != errno.ENOSPC:
+        raise
+      return False
+    return True
 
   def _schedule(self, name: str, delay: float) -> None:
     self._timers.set(name, time.monotonic() + delay)

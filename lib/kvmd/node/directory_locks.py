@@ -13,7 +13,7 @@ import os
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from ganeti.kvmd import lockfile
+from ganeti.kvmd.node import lockfile
 
 if TYPE_CHECKING:
   from typing import Optional

@@ -14,22 +14,23 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from ganeti.kvmd import journal, mark_files
-from ganeti.kvmd.ctrldir import MissingDirectoryError
-from ganeti.kvmd.following import Fact, State
-from ganeti.kvmd.instance import Ending
-from ganeti.kvmd.journal_files import JournalError
-from ganeti.kvmd.journaled import Progress
-from ganeti.kvmd.marks import Mark
+from ganeti.kvmd.core.following import Fact, State
+from ganeti.kvmd.core.marks import Mark
+from ganeti.kvmd.follow.instance import Ending
+from ganeti.kvmd.follow.journaled import Progress
+from ganeti.kvmd.node import journal, mark_files
+from ganeti.kvmd.node.ctrldir import MissingDirectoryError
+from ganeti.kvmd.node.journal_files import JournalError
 
 if TYPE_CHECKING:
   from collections.abc import Callable
   from typing import Optional
 
-  from ganeti.kvmd.journal_files import JournalFiles
-  from ganeti.kvmd.journaled import Journaled
-  from ganeti.kvmd.record import Do, Record
-  from ganeti.kvmd.shared import Shared
+  from ganeti.kvmd.core.timers import Timers
+  from ganeti.kvmd.follow.journaled import Journaled
+  from ganeti.kvmd.follow.record import Do, Record
+  from ganeti.kvmd.follow.shared import Shared
+  from ganeti.kvmd.node.journal_files import JournalFiles
 
 
 class Calls(NamedTuple):
@@ -49,9 +50,14 @@ class Calls(NamedTuple):
 class JournalReader:
   """Reads journals, and gives verdicts by them."""
 
-  def __init__(self, shared: Shared, calls: Calls) -> None:
-    """Has nothing to read yet."""
+  def __init__(self, shared: Shared, timers: Timers, calls: Calls) -> None:
+    """Has nothing to read yet.
+
+    @param timers: where to note when a journal is to be looked at again
+
+    """
     self._shared = shared
+    self._timers = timers
     self._report, self._forget, self._opened = calls
     # Those whose journal is to be read: nothing was read of it yet, or it takes
     # longer.
@@ -86,11 +92,10 @@ class JournalReader:
     known: Journaled,
     files: JournalFiles,
     seconds: float,
-  ) -> Progress:
+  ) -> None:
     """Reads a piece of a journal, and acts on it when that was the last.
 
     @param seconds: how long it may take
-    @return: how far it is read now
     @raise JournalError: if it is of no use, and a QEMU has it open
     @raise OSError: if it cannot be read
 
@@ -108,13 +113,16 @@ class JournalReader:
       if files.is_being_written:
         raise
       self._judge(record, known, journal.useless(files, rule, err))
-      return Progress.COMPLETE
+      return
     if progress is Progress.UNFINISHED:
       self.queue(record, known)
     elif progress is Progress.COMPLETE:
       assert known.reading is not None
       self._judge(record, known, known.reading.record(files))
-    return progress
+    elif progress is Progress.SILENT:
+      self._report(record, Fact.EMPTY)
+      opening = self._shared.timing.opening
+      self._timers.set(record.name, time.monotonic() + opening)
 
   def remove_judged(self, now: float, do: Do) -> None:
     """Removes the journals of those whose verdict is delivered.
@@ -160,12 +168,18 @@ class JournalReader:
     except OSError:
       # The hypervisor is at work there, say; it is tried again.
       return
-    self.give_up(record)
+    self._forget(record)
+    self._report(record, Fact.DELIVERED)
 
-  def give_up(self, record: Record) -> None:
-    """Does not care any more for one that is judged."""
-    if record.journal is not None:
-      self._shared.verdicts.forget(record.journal.instance)
+  def supersede(self, record: Record) -> None:
+    """Gives up a journal in whose place there is another."""
+    known = record.journal
+    if known is None or record.state is not State.JUDGED:
+      self.lose(record)
+      return
+    # What cannot be delivered now is of no use any more.
+    self._shared.verdicts.settle(known.instance)
+    self._shared.verdicts.forget(known.instance)
     self._forget(record)
     self._report(record, Fact.DELIVERED)
 
@@ -179,10 +193,7 @@ class JournalReader:
     """Gives the verdict on an instance whose QEMU has ended."""
     self._report(record, Fact.CLOSED)
     known.reading = None
-    # Its number may soon be another's.
-    self._shared.processes.end(
-      known.instance.process, record.name, time.monotonic()
-    )
+    known.part()
     directory = self._shared.place.directory
     if directory.is_journal_outdated(record.name, found.written_at):
       self._pass_over(record, known, found)

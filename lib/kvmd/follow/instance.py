@@ -14,16 +14,16 @@ import logging
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from ganeti.kvmd import lifecycle
-from ganeti.kvmd.marks import MEANINGS, Marks
+from ganeti.kvmd.core import lifecycle
+from ganeti.kvmd.core.marks import MEANINGS, Marks
 
 if TYPE_CHECKING:
   from typing import Optional
 
-  from ganeti.kvmd import qmp
-  from ganeti.kvmd.ctrldir import Life
-  from ganeti.kvmd.marks import Mark
-  from ganeti.kvmd.quota import Quota
+  from ganeti.kvmd.core import qmp
+  from ganeti.kvmd.core.marks import Mark
+  from ganeti.kvmd.core.quota import Quota
+  from ganeti.kvmd.node.ctrldir import Life
 
 #: So many changes of one life's marks are logged: a hostile QEMU could fill
 #: the disk with them.

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, NamedTuple
 
-from ganeti.kvmd import lifecycle
+from ganeti.kvmd.core import lifecycle
 
 if TYPE_CHECKING:
   from collections.abc import Mapping

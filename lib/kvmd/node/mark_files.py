@@ -15,14 +15,14 @@ import os
 import stat
 from typing import TYPE_CHECKING, NamedTuple
 
-from ganeti.kvmd import own_files
-from ganeti.kvmd.ctrldir import JOURNAL_COMMANDS
+from ganeti.kvmd.node import own_files
+from ganeti.kvmd.node.ctrldir import JOURNAL_COMMANDS
 
 if TYPE_CHECKING:
   from typing import Optional
 
-  from ganeti.kvmd.ctrldir import ControlDirectory, Life
-  from ganeti.kvmd.marks import Mark
+  from ganeti.kvmd.core.marks import Mark
+  from ganeti.kvmd.node.ctrldir import ControlDirectory, Life
 
 #: A regular file that nobody else can open, as mknod(2) makes it.
 _KIND = stat.S_IFREG | 0o600

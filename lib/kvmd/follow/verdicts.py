@@ -16,15 +16,16 @@ import errno
 import time
 from typing import TYPE_CHECKING
 
-from ganeti.kvmd import lifecycle, mark_files
-from ganeti.kvmd.ctrldir import MissingDirectoryError
-from ganeti.kvmd.marks import MEANINGS
+from ganeti.kvmd.core import lifecycle
+from ganeti.kvmd.core.marks import MEANINGS
+from ganeti.kvmd.node import mark_files
+from ganeti.kvmd.node.ctrldir import MissingDirectoryError
 
 if TYPE_CHECKING:
   from collections.abc import Iterator
 
-  from ganeti.kvmd.instance import Instance
-  from ganeti.kvmd.place import Place
+  from ganeti.kvmd.follow.instance import Instance
+  from ganeti.kvmd.node.place import Place
 
 #: The marks that the hypervisor makes as well.
 _RECALLED = [mark for mark, row in MEANINGS.items() if row.is_recalled]

@@ -13,21 +13,21 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from ganeti.kvmd import ctrldir
-from ganeti.kvmd.node import Node
-from ganeti.kvmd.place import Change
-from ganeti.kvmd.processes import Processes
-from ganeti.kvmd.shared import Shared
-from ganeti.kvmd.verdicts import Verdicts
+from ganeti.kvmd.follow.shared import Shared
+from ganeti.kvmd.follow.table import Table
+from ganeti.kvmd.follow.verdicts import Verdicts
+from ganeti.kvmd.node import ctrldir
+from ganeti.kvmd.node.place import Change
+from ganeti.kvmd.node.processes import Processes
 
 if TYPE_CHECKING:
   import select
 
-  from ganeti.kvmd import lifecycle
-  from ganeti.kvmd.place import Place
-  from ganeti.kvmd.quota import Quota
-  from ganeti.kvmd.timing import Timing
-  from ganeti.kvmd.watch import Changes
+  from ganeti.kvmd.core import lifecycle
+  from ganeti.kvmd.core.quota import Quota
+  from ganeti.kvmd.core.timing import Timing
+  from ganeti.kvmd.node.place import Place
+  from ganeti.kvmd.node.watch import Changes
 
 #: At so many files of instances the daemon looks at a time, in some 3 ms.
 _MAX_ACTS = 24
@@ -39,7 +39,7 @@ _MAX_READS = 40
 class Lookout:
   """Sees what becomes of the control directory.
 
-  @ivar node: the instances of the node
+  @ivar table: the instances of the node
   @ivar processes: which process is which instance's
 
   """
@@ -122,14 +122,14 @@ class Lookout:
       if name is not None:
         acts += 1
         if file_name in changes.names:
-          self.node.journal_appeared(name)
+          self.table.journal_appeared(name)
         else:
-          self.node.journal_closed(name)
+          self.table.journal_closed(name)
     for file_name in changes.names:
       name = directory.monitored_by(file_name)
       if name is not None:
         acts += 1
-        self.node.monitor_appeared(name)
+        self.table.monitor_appeared(name)
     return acts
 
   def _regain_track(self) -> bool:
@@ -171,7 +171,7 @@ class Lookout:
       rule=self._rule,
       timing=self._timing,
     )
-    self.node = Node(self._epoll, shared)
+    self.table = Table(self._epoll, shared)
 
   def _follow(self) -> bool:
     """Follows the path of the control directory anew.
@@ -182,7 +182,7 @@ class Lookout:
     change = self._place.follow()
     self._look_again_in(self._place.patience)
     if change is Change.LEFT:
-      self.node.close()
+      self.table.close()
       self._follow_nobody()
     return change is not Change.NONE
 
@@ -212,11 +212,11 @@ class Lookout:
       self._place.report(f"cannot list {self._watch.path}: {err.strerror}")
       self._look_again_in(self._timing.trouble)
       return
-    self.node.rescan(found, thoroughly=thoroughly, elsewhere=elsewhere)
+    self.table.rescan(found, thoroughly=thoroughly, elsewhere=elsewhere)
     now = time.monotonic()
     self.processes.sweep(now)
     self._place.complain_of_lock()
-    shortage = self.node.shortage()
+    shortage = self.table.shortage()
     if shortage:
       self._place.report(shortage)
     self._rescan_took = time.monotonic() - self._last_rescan

@@ -9,16 +9,21 @@ import enum
 import time
 from typing import TYPE_CHECKING
 
-from ganeti.kvmd import journal, journal_files, journal_space
-from ganeti.kvmd.instance import Instance
+from ganeti.kvmd.follow.instance import Instance
+from ganeti.kvmd.node import (
+  connection,
+  journal,
+  journal_files,
+  journal_space,
+)
 
 if TYPE_CHECKING:
   from typing import Optional
 
-  from ganeti.kvmd import lifecycle
-  from ganeti.kvmd.ctrldir import Life
-  from ganeti.kvmd.journal_files import Extent, JournalFiles
-  from ganeti.kvmd.shared import Shared
+  from ganeti.kvmd.core import lifecycle
+  from ganeti.kvmd.follow.shared import Shared
+  from ganeti.kvmd.node.ctrldir import Life
+  from ganeti.kvmd.node.journal_files import Extent, JournalFiles
 
 
 class Progress(enum.Enum):
@@ -55,7 +60,7 @@ class Journaled:
     "_covered",
     "_extent",
     "_looked",
-    "_place",
+    "_shared",
     "delay",
     "instance",
     "is_queued",
@@ -66,7 +71,7 @@ class Journaled:
 
   def __init__(self, name: str, life: Optional[Life], shared: Shared) -> None:
     self.instance = Instance(name, shared.rule, shared.quota)
-    self._place = shared.place
+    self._shared = shared
     self.reading: Optional[journal.Reading] = None
     self.delay = 0.0
     self.is_queued = False
@@ -91,6 +96,20 @@ class Journaled:
     self.life = life
     self.instance.begin(life)
 
+  def meet(self) -> None:
+    """Finds out which process its QEMU is, unless that is known."""
+    if not self.instance.process:
+      name = self.instance.name
+      process = connection.find_process(self._shared.place.directory, name)
+      self.instance.process = process
+      self._shared.processes.begin(process, name)
+
+  def part(self) -> None:
+    """Forgets the number of its process, which may soon be another's."""
+    self._shared.processes.end(
+      self.instance.process, self.instance.name, time.monotonic()
+    )
+
   def seconds(self, ended: int) -> float:
     """Returns how long the life lasted, in seconds.
 
@@ -108,7 +127,7 @@ class Journaled:
     """
     if self.life is not None:
       journal_files.remove_life(
-        self._place.directory, self.instance.name, self.life
+        self._shared.place.directory, self.instance.name, self.life
       )
 
   def open(self, files: JournalFiles) -> None:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ganeti.kvmd.following import JOURNALED, State
+from ganeti.kvmd.core.following import JOURNALED, State
 
 if TYPE_CHECKING:
   from collections.abc import Callable
   from typing import Optional
 
-  from ganeti.kvmd.journaled import Journaled
-  from ganeti.kvmd.monitored import Monitored
+  from ganeti.kvmd.follow.journaled import Journaled
+  from ganeti.kvmd.follow.monitored import Monitored
 
 
 class Record:

@@ -193,9 +193,8 @@ def _filter(names: frozenset[str]) -> _Filter:
 def _message(value: Any, names: frozenset[str]) -> Optional[Message]:
   """Tells which message an object is.
 
-  @param names: the events that mean something
-  @return: None for any other event, and for an object of a kind that QMP may
-    have one day
+  @return: None for an event that is none of those, and for an object of a kind
+    that QMP may have one day
   @raise ProtocolError: if it is not as QMP has them
 
   """
@@ -213,15 +212,6 @@ def _message(value: Any, names: frozenset[str]) -> Optional[Message]:
   if "QMP" in value:
     return Greeting(_version(value["QMP"]))
   return None
-
-
-def _size(message: str) -> int:
-  """Returns the size of a message in bytes.
-
-  @raise ValueError: if it was not UTF-8
-
-  """
-  return len(message.encode("utf-8"))
 
 
 _STRUCTURE = re.compile(rb'["\\{}\[\]]')
@@ -312,22 +302,14 @@ class Decoder:
   __slots__ = ("_filter", "_partial", "_unread")
 
   def __init__(self, names: Iterable[str]) -> None:
-    """Begins where a message begins.
-
-    @param names: the events that mean something
-
-    """
+    """Begins where a message begins; C{names} are the events that count."""
     self._filter = _filter(frozenset(names))
     self._partial: Optional[_Partial] = None
     self._unread = 0
 
   @property
   def pending(self) -> int:
-    """How many of the bytes taken stand behind the last whole message.
-
-    While L{feed} is giving messages, that is the one just given.
-
-    """
+    """How many of the bytes taken stand behind the message given last."""
     if self._partial is not None:
       return len(self._partial.text)
     return self._unread
@@ -336,11 +318,9 @@ class Decoder:
     """Takes the next bytes and gives the messages that end in them.
 
     None stands for a message that took a parser to see that it means nothing:
-    between one step of this iterator and the next lies never more than the
-    longest message, and the caller may look after others there.
-
-    Where messages stand in front of bytes that are not QMP, they are given
-    before the error is raised. After it the decoder is of no more use.
+    from one step to the next lies never more than the longest message.
+    Messages in front of bytes that are not QMP are given before the error,
+    after which the decoder is of no more use.
 
     @param data: some bytes; the ones before must have been gone through
     @raise ProtocolError: if this is not QMP, or a message is too long
@@ -383,7 +363,9 @@ class Decoder:
         raise ProtocolError("not JSON")
       try:
         value, end = _decode_json(text, position)
-        size = end - position if is_ascii else _size(text[position:end])
+        size = end - position
+        if not is_ascii:
+          size = len(text[position:end].encode("utf-8"))
       except (ValueError, RecursionError) as err:
         self._partial = _Partial()
         if self._partial.add(data[done:]):

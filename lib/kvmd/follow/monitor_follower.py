@@ -11,14 +11,15 @@ import sys
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from ganeti.kvmd import connection, session
-from ganeti.kvmd.monitored import Monitored, Reading
-from ganeti.kvmd.timers import Timers
+from ganeti.kvmd.core import session
+from ganeti.kvmd.core.timers import Timers
+from ganeti.kvmd.follow.monitored import Monitored, Reading
+from ganeti.kvmd.node import connection
 
 if TYPE_CHECKING:
-  from ganeti.kvmd.ctrldir import Life
-  from ganeti.kvmd.record import Do, Record
-  from ganeti.kvmd.shared import Shared
+  from ganeti.kvmd.follow.record import Do, Record
+  from ganeti.kvmd.follow.shared import Shared
+  from ganeti.kvmd.node.ctrldir import Life
 
 #: How often the delay is doubled; what comes of it exceeds any interval.
 _MAX_DOUBLINGS = 24

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from ganeti.kvmd.journal_files import RESERVED
+from ganeti.kvmd.node.journal_files import RESERVED
 
 if TYPE_CHECKING:
   from typing import Optional
 
-  from ganeti.kvmd.journal_files import Extent
+  from ganeti.kvmd.node.journal_files import Extent
 
 #: A journal that takes more than so many bytes is condensed.
 LONG = 2 * RESERVED

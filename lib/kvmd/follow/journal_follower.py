@@ -15,28 +15,27 @@ monitor, is decided elsewhere (L{following.TRANSITIONS}).
 from __future__ import annotations
 
 import contextlib
-import errno
 import time
 from typing import TYPE_CHECKING
 
-from ganeti.kvmd import connection, journal_files
-from ganeti.kvmd.ctrldir import MissingDirectoryError
-from ganeti.kvmd.following import Fact, State
-from ganeti.kvmd.journal_files import JournalError
-from ganeti.kvmd.journal_keeper import JournalKeeper, Wish
-from ganeti.kvmd.journal_reader import Calls, JournalReader
-from ganeti.kvmd.journaled import Journaled, Progress
-from ganeti.kvmd.processes import is_alive
-from ganeti.kvmd.timers import Timers
+from ganeti.kvmd.core.following import Fact, State
+from ganeti.kvmd.core.timers import Timers
+from ganeti.kvmd.follow.journal_keeper import JournalKeeper, Wish
+from ganeti.kvmd.follow.journal_reader import Calls, JournalReader
+from ganeti.kvmd.follow.journaled import Journaled
+from ganeti.kvmd.node import journal_files
+from ganeti.kvmd.node.ctrldir import MissingDirectoryError
+from ganeti.kvmd.node.journal_files import JournalError
+from ganeti.kvmd.node.processes import is_alive
 
 if TYPE_CHECKING:
   from collections.abc import Callable
   from typing import Optional
 
-  from ganeti.kvmd.ctrldir import Life
-  from ganeti.kvmd.journal_files import JournalFiles
-  from ganeti.kvmd.record import Do, Record
-  from ganeti.kvmd.shared import Shared
+  from ganeti.kvmd.follow.record import Do, Record
+  from ganeti.kvmd.follow.shared import Shared
+  from ganeti.kvmd.node.ctrldir import Life
+  from ganeti.kvmd.node.journal_files import JournalFiles
 
 
 class JournalFollower:
@@ -57,7 +56,7 @@ class JournalFollower:
     self._timers = Timers()
     self._keeper = JournalKeeper(shared, self._timers)
     calls = Calls(report, self.forget, self._report_open)
-    self._reader = JournalReader(shared, calls)
+    self._reader = JournalReader(shared, self._timers, calls)
     # The names of all that have a journal.
     self._names: set[str] = set()
 
@@ -131,18 +130,10 @@ class JournalFollower:
     self._reader.forget(record.name)
     known, record.journal = record.journal, None
     if known is not None:
-      # Its number may soon be another's.
-      self._shared.processes.end(
-        known.instance.process, record.name, time.monotonic()
-      )
+      known.part()
 
   def _work(self, stop: float, do: Do) -> None:
-    """Reads what there is to be read, and looks at who fills the disk.
-
-    @param stop: when to leave the rest to the next turn, by the monotonic
-      clock
-
-    """
+    """Reads, and looks at who fills the disk, until it is time to stop."""
     for take, act in (
       (self._reader.take, self._read),
       (self._keeper.take, self._check_growth),
@@ -175,11 +166,7 @@ class JournalFollower:
   def _open(
     self, record: Record, act: Callable[[Record, JournalFiles], None]
   ) -> None:
-    """Does something with a journal, and acts on what is wrong with it.
-
-    @param act: what to do with its files
-
-    """
+    """Does something with a journal, and acts on what is wrong with it."""
     try:
       with journal_files.opened(
         self._shared.place.directory, record.name
@@ -210,12 +197,7 @@ class JournalFollower:
     if known is not None and known.life is None and life is not None:
       known.identify(life)
     elif known is not None and known.life != life:
-      if record.state is State.JUDGED:
-        # What could not be delivered is of no use any more.
-        self._shared.verdicts.settle(known.instance)
-        self._reader.give_up(record)
-      else:
-        self._reader.lose(record)
+      self._reader.supersede(record)
     if record.journal is None:
       record.journal = Journaled(record.name, life, self._shared)
       self._names.add(record.name)
@@ -231,7 +213,7 @@ class JournalFollower:
       self._report(record, Fact.CLOSED)
       if before is not State.READ:
         # Most are short: then that is all.
-        self._read_on(record, known, files, seconds=0.0)
+        self._reader.read(record, known, files, seconds=0.0)
     else:
       self._report(record, Fact.EMPTY)
       if before is not State.AWAITED or record.name not in self._timers:
@@ -245,11 +227,7 @@ class JournalFollower:
       known.open(files)
       known.instance.log("its QEMU keeps a journal, and is not connected to")
     self._report(record, Fact.OPEN)
-    if not known.instance.process:
-      known.instance.process = connection.find_process(
-        self._shared.place.directory, record.name
-      )
-      self._shared.processes.begin(known.instance.process, record.name)
+    known.meet()
 
   def _read(self, record: Record) -> None:
     """Reads on in a journal."""
@@ -261,21 +239,9 @@ class JournalFollower:
   def _read_into(self, record: Record, files: JournalFiles) -> None:
     known = record.journal
     if known is not None and files.life == known.life:
-      self._read_on(record, known, files, seconds=self._timing.journals)
+      self._reader.read(record, known, files, self._timing.journals)
     else:
       self._look_into(record, files)
-
-  def _read_on(
-    self,
-    record: Record,
-    known: Journaled,
-    files: JournalFiles,
-    seconds: float,
-  ) -> None:
-    progress = self._reader.read(record, known, files, seconds)
-    if progress is Progress.SILENT:
-      self._report(record, Fact.EMPTY)
-      self._schedule(record, self._timing.opening)
 
   def _check_growth(self, record: Record) -> None:
     """Sees to it that a journal has room, and does not take all there is."""
@@ -291,11 +257,7 @@ class JournalFollower:
       self._distrust(record, err)
 
   def _reserve(self, record: Record, files: JournalFiles) -> None:
-    try:
-      files.reserve()
-    except OSError as err:
-      if err.errno != errno.ENOSPC or record.journal is None:
-        raise
+    if not self._keeper.reserve(files) and record.journal is not None:
       # What it does not need any more makes room.
       self._reader.queue(record, record.journal)
 

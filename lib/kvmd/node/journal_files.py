@@ -32,8 +32,9 @@ import os
 import signal
 from typing import TYPE_CHECKING, NamedTuple
 
-from ganeti.kvmd import digest, own_files, qmp, space
-from ganeti.kvmd.ctrldir import (
+from ganeti.kvmd.core import digest, qmp
+from ganeti.kvmd.node import own_files, space
+from ganeti.kvmd.node.ctrldir import (
   JOURNAL,
   JOURNAL_COMMANDS,
   JOURNAL_DIGEST,
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
   from collections.abc import Iterator
   from typing import Optional
 
-  from ganeti.kvmd.ctrldir import ControlDirectory
+  from ganeti.kvmd.node.ctrldir import ControlDirectory
 
 #: In the order in which they are removed.
 _FILES = (JOURNAL_EVENTS, JOURNAL_NEW_DIGEST, JOURNAL_COMMANDS, JOURNAL_DIGEST)

@@ -19,14 +19,14 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from ganeti.kvmd import lifecycle, qmp
-from ganeti.kvmd.digest import Digest, Essence
-from ganeti.kvmd.journal_files import JournalError
+from ganeti.kvmd.core import lifecycle, qmp
+from ganeti.kvmd.core.digest import Digest, Essence
+from ganeti.kvmd.node.journal_files import JournalError
 
 if TYPE_CHECKING:
   from typing import Optional
 
-  from ganeti.kvmd.journal_files import JournalFiles
+  from ganeti.kvmd.node.journal_files import JournalFiles
 
 #: Bytes that are read at a time. What is between two looks at the clock takes
 #: no longer than a few milliseconds, whatever it is.

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ganeti.kvmd import own_files
-from ganeti.kvmd.ctrldir import NEW_RULE, RULE
+from ganeti.kvmd.node import own_files
+from ganeti.kvmd.node.ctrldir import NEW_RULE, RULE
 
 if TYPE_CHECKING:
   from typing import Optional
 
-  from ganeti.kvmd.ctrldir import ControlDirectory
+  from ganeti.kvmd.node.ctrldir import ControlDirectory
 
 #: Bytes; no rule's name is as long.
 _MAX_RULE = 64

@@ -19,7 +19,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from ganeti.kvmd import lockfile
+from ganeti.kvmd.node import lockfile
 
 if TYPE_CHECKING:
   from typing import Optional

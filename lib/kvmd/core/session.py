@@ -23,7 +23,7 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING, NamedTuple
 
-from ganeti.kvmd import lifecycle, qmp
+from ganeti.kvmd.core import lifecycle, qmp
 
 if TYPE_CHECKING:
   from collections.abc import Iterator

@@ -17,13 +17,13 @@ import struct
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from ganeti.kvmd.ctrldir import MissingDirectoryError
-from ganeti.kvmd.session import Session
+from ganeti.kvmd.core.session import Session
+from ganeti.kvmd.node.ctrldir import MissingDirectoryError
 
 if TYPE_CHECKING:
   from typing import Optional
 
-  from ganeti.kvmd.ctrldir import ControlDirectory, Life
+  from ganeti.kvmd.node.ctrldir import ControlDirectory, Life
 
 #: Bytes taken from a monitor at a time, so that a talkative one does not keep
 #: the others waiting.

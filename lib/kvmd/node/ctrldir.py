@@ -19,8 +19,8 @@ import stat
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from ganeti.kvmd import directory_locks, own_files
-from ganeti.kvmd.marks import Mark
+from ganeti.kvmd.core.marks import Mark
+from ganeti.kvmd.node import directory_locks, own_files
 
 if TYPE_CHECKING:
   from typing import Optional

@@ -14,22 +14,22 @@ import functools
 import logging
 from typing import TYPE_CHECKING
 
-from ganeti.kvmd.following import TRANSITIONS, Monitor, State
-from ganeti.kvmd.journal_follower import JournalFollower
-from ganeti.kvmd.monitor_follower import MonitorFollower
-from ganeti.kvmd.record import Record
+from ganeti.kvmd.core.following import TRANSITIONS, Monitor, State
+from ganeti.kvmd.follow.journal_follower import JournalFollower
+from ganeti.kvmd.follow.monitor_follower import MonitorFollower
+from ganeti.kvmd.follow.record import Record
 
 if TYPE_CHECKING:
   import select
   from collections.abc import Callable, Mapping
 
-  from ganeti.kvmd.ctrldir import Instances
-  from ganeti.kvmd.following import Fact
-  from ganeti.kvmd.instance import Instance
-  from ganeti.kvmd.shared import Shared
+  from ganeti.kvmd.core.following import Fact
+  from ganeti.kvmd.follow.instance import Instance
+  from ganeti.kvmd.follow.shared import Shared
+  from ganeti.kvmd.node.ctrldir import Instances
 
 
-class Node:
+class Table:
   """All instances of the node, and who follows them."""
 
   def __init__(self, epoll: select.epoll, shared: Shared) -> None:

@@ -15,12 +15,13 @@ import enum
 import logging
 from typing import TYPE_CHECKING
 
-from ganeti.kvmd import ctrldir, lifecycle, lockfile, rule_file, watch
+from ganeti.kvmd.core import lifecycle
+from ganeti.kvmd.node import ctrldir, lockfile, rule_file, watch
 
 if TYPE_CHECKING:
   from typing import Optional
 
-  from ganeti.kvmd.timing import Timing
+  from ganeti.kvmd.core.timing import Timing
 
 
 class Change(enum.Enum):

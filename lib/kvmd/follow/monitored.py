@@ -15,16 +15,16 @@ import os
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from ganeti.kvmd import qmp, session
-from ganeti.kvmd.connection import Result
-from ganeti.kvmd.instance import Instance
+from ganeti.kvmd.core import qmp, session
+from ganeti.kvmd.follow.instance import Instance
+from ganeti.kvmd.node.connection import Result
 
 if TYPE_CHECKING:
   from collections.abc import Mapping
   from typing import Optional
 
-  from ganeti.kvmd.connection import Attempt, Connection
-  from ganeti.kvmd.shared import Shared
+  from ganeti.kvmd.follow.shared import Shared
+  from ganeti.kvmd.node.connection import Attempt, Connection
 
 #: How often a connection that was superseded is read, to learn what is left
 #: in it; the kernel keeps less than that.

@@ -8,12 +8,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-  from ganeti.kvmd import lifecycle
-  from ganeti.kvmd.place import Place
-  from ganeti.kvmd.processes import Processes
-  from ganeti.kvmd.quota import Quota
-  from ganeti.kvmd.timing import Timing
-  from ganeti.kvmd.verdicts import Verdicts
+  from ganeti.kvmd.core import lifecycle
+  from ganeti.kvmd.core.quota import Quota
+  from ganeti.kvmd.core.timing import Timing
+  from ganeti.kvmd.follow.verdicts import Verdicts
+  from ganeti.kvmd.node.place import Place
+  from ganeti.kvmd.node.processes import Processes
 
 
 class Shared(NamedTuple):
