@@ -1,0 +1,501 @@
+# Copyright (C) 2026 the ganeti-kvmd developers
+# SPDX-License-Identifier: BSD-2-Clause
+
+"""Tests of what is known of an instance by its monitor."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import time
+from unittest import mock
+
+import ctrl_files
+import kvmd_log
+import pytest
+from fake_monitor import (
+  GREETING,
+  SIGNAL,
+  USER,
+  FakeMonitor,
+  encode,
+  event,
+)
+from ganeti.kvmd.core import qmp
+from ganeti.kvmd.follow import monitored
+from scene import PATIENCE
+
+
+@pytest.mark.parametrize(
+  ("events", "verdict", "cause"),
+  [
+    ([("SHUTDOWN", USER)], "user", "guest-shutdown"),
+    (
+      [("POWERDOWN", None), ("SHUTDOWN", USER)],
+      "administrator",
+      "guest-shutdown after powerdown",
+    ),
+    ([("SHUTDOWN", SIGNAL)], "administrator", "host-signal"),
+    (
+      [("SHUTDOWN", {"guest": True, "reason": "guest-reset"})],
+      "guest reboot",
+      "guest-reset",
+    ),
+    (
+      [("SHUTDOWN", {"guest": True, "reason": "guest-panic"})],
+      "guest panic",
+      "guest-panic",
+    ),
+    (
+      [("SHUTDOWN", {"guest": False, "reason": "host-error"})],
+      "other",
+      "host-error",
+    ),
+    ([], "killed or crashed", "no SHUTDOWN"),
+    ([("POWERDOWN", None)], "killed or crashed", "no SHUTDOWN"),
+  ],
+)
+@pytest.mark.parametrize("leaves_socket", [True, False])
+@pytest.mark.parametrize("had_file", [True, False])
+def test_verdict(scene, events, verdict, cause, leaves_socket, had_file):
+  qemu = scene.attach("web1")
+  if had_file:
+    scene.file("web1").touch()
+  for name, data in events:
+    qemu.event(name, data)
+  if leaves_socket:
+    qemu.die()
+  else:
+    qemu.quit()
+  assert scene.verdict("web1") == verdict
+  assert scene.causes("web1") == [cause]
+  scene.fence()
+  assert scene.verdicts("web1") == [verdict]
+  assert scene.has_file("web1") is (verdict == "user")
+  left = {"web1.kvmd"} if leaves_socket else set()
+  left |= {"web1.shutdown"} if verdict == "user" else set()
+  assert ctrl_files.names(scene.ctrl_dir) == left
+
+
+def test_file_is_there_before_the_end(scene):
+  qemu = scene.attach("web1")
+  qemu.event("SHUTDOWN", USER)
+  scene.until(scene.has_file, "web1")
+  found = scene.file("web1").lstat()
+  assert stat.S_ISREG(found.st_mode)
+  assert found.st_size == 0
+  assert scene.verdicts("web1") == []
+  qemu.quit()
+  assert scene.verdict("web1") == "user"
+  assert scene.count("shutdown file written (guest-shutdown)") == 1
+
+
+def test_time_that_it_ran(scene):
+  monitor = FakeMonitor(scene.ctrl_dir, "web1")
+  hours_ago = time.time_ns() - 7200 * 10**9
+  os.utime(monitor.path, ns=(hours_ago, hours_ago))
+  scene.serve(monitor).quit()
+  scene.verdict("web1")
+  (verdict,) = kvmd_log.verdicts(scene.lines)
+  assert 7200 <= verdict.seconds < 7200 + PATIENCE
+
+
+def test_time_that_it_ran_when_the_clock_was_set_back(scene):
+  monitor = FakeMonitor(scene.ctrl_dir, "web1")
+  later = time.time_ns() + 7200 * 10**9
+  os.utime(monitor.path, ns=(later, later))
+  scene.serve(monitor).quit()
+  scene.verdict("web1")
+  (verdict,) = kvmd_log.verdicts(scene.lines)
+  assert 0 <= verdict.seconds < PATIENCE
+
+
+def test_guest_that_qemu_outlives(scene):
+  """With -no-shutdown."""
+  qemu = scene.attach("web1")
+  for revival in "RESET", "RESUME":
+    qemu.event("SHUTDOWN", USER)
+    qemu.event("STOP")
+    scene.until(scene.has_file, "web1")
+    qemu.event(revival)
+    scene.until(lambda: not scene.has_file("web1"))
+  qemu.event("SHUTDOWN", USER)
+  qemu.event("STOP")
+  scene.until(scene.has_file, "web1")
+  qemu.event("SHUTDOWN", SIGNAL)
+  qemu.quit()
+  assert scene.verdict("web1") == "user"
+  assert scene.has_file("web1")
+
+
+@pytest.mark.parametrize("pieces", ["bytes", "pretty", "one"])
+def test_form_of_messages(scene, pieces):
+  monitor = FakeMonitor(scene.ctrl_dir, "web1")
+  connection = scene.accept(monitor)
+  messages = [
+    encode(GREETING),
+    encode({"return": {}}),
+    event("RTC_CHANGE", {"{": '"}\\'}),
+    event("SHUTDOWN", USER),
+  ]
+  if pieces == "pretty":
+    messages = [
+      json.dumps(json.loads(text), indent=4).encode() + b"\r\n"
+      for text in messages
+    ]
+  data = b"".join(messages)
+  if pieces == "bytes":
+    for place in range(len(data)):
+      connection.send(data[place : place + 1])
+      scene.turn()
+  else:
+    connection.send(data)
+  scene.says("web1: attached")
+  monitor.quit()
+  assert scene.verdict("web1") == "user"
+
+
+def test_half_a_message_at_the_end(scene):
+  qemu = scene.attach("web1")
+  qemu.connection.send(event("SHUTDOWN", USER)[:-10])
+  qemu.quit()
+  assert scene.verdict("web1") == "killed or crashed"
+
+
+def test_half_a_message_is_no_part_of_the_next_connection(scene):
+  qemu = scene.attach("web1")
+  qemu.connection.send(b'{"event": "')
+  qemu.connection.close()
+  again = scene.serve(qemu.monitor)
+  again.event("SHUTDOWN", USER)
+  again.quit()
+  assert scene.verdict("web1") == "user"
+
+
+GARBAGE = [
+  b"\0",
+  b"SHUTDOWN\n",
+  b"\x7fELF\x02\x01",
+  "über".encode("utf-16"),
+  b'{"event": NaN}',
+  b"}" * 10000,
+  b'{"a":' * 10000,
+  encode({"event": "SHUTDOWN", "data": [USER]}),
+  b'{"event": ["SHUTDOWN"]}\r\n',
+]
+
+
+@pytest.mark.parametrize("garbage", GARBAGE, ids=lambda each: repr(each[:12]))
+@pytest.mark.parametrize("when", ["at once", "after greeting", "attached"])
+def test_garbage(scene, garbage, when):
+  bystander = scene.attach("db1")
+  monitor = FakeMonitor(scene.ctrl_dir, "web1")
+  if when == "attached":
+    connection = scene.serve(monitor).connection
+  else:
+    connection = scene.accept(monitor)
+    if when == "after greeting":
+      connection.greet()
+      scene.until(connection.receive)
+  connection.send(garbage)
+  scene.until(lambda: not connection.is_open)
+  assert scene.count("instance web1: its monitor sent") == 1
+  assert scene.verdicts("web1") == []
+  # It gets another chance.
+  again = scene.serve(monitor)
+  again.event("SHUTDOWN", USER)
+  bystander.event("SHUTDOWN", SIGNAL)
+  again.quit()
+  bystander.quit()
+  assert scene.verdict("web1") == "user"
+  assert scene.verdict("db1") == "administrator"
+
+
+def test_what_comes_before_garbage_counts(scene):
+  qemu = scene.attach("web1")
+  qemu.connection.send(event("SHUTDOWN", USER) + b"\xff")
+  scene.until(lambda: not qemu.connection.is_open)
+  qemu.quit()
+  assert scene.verdict("web1") == "user"
+  assert scene.has_file("web1")
+
+
+def test_message_without_an_end(scene):
+  qemu = scene.attach("web1")
+  qemu.connection.send(b'{"event": "')
+  sent = 0
+  block = b"x" * 8192
+  while qemu.connection.is_open:
+    sent += qemu.connection.try_send(block)
+    scene.turn()
+    assert sent < 2 * qmp.MAX_MESSAGE
+  assert sent > qmp.MAX_MESSAGE / 2
+  qemu.quit()
+  assert scene.verdict("web1") == "killed or crashed"
+
+
+def test_monitor_that_always_sends_garbage_is_not_tried_all_the_time(
+  scene, monkeypatch
+):
+  """However long each connection was good before."""
+  scene.hurry(good=0.0)
+  machine = FakeMonitor(scene.ctrl_dir, "web1")
+  attempts = 0
+  end = time.monotonic() + 0.5
+  while time.monotonic() < end:
+    connection = machine.accept()
+    if connection is not None:
+      attempts += 1
+      connection.greet()
+      connection.answer()
+      connection.send(b"garbage")
+    scene.daemon.turn(0.01)
+  assert 1 < attempts < 10
+  assert len(scene.lines) < 30
+
+
+@pytest.mark.parametrize(
+  "data",
+  [
+    encode(GREETING) * 500,
+    (encode(GREETING) + encode({"return": {}})) * 300,
+    b"".join(
+      encode({"error": {"class": "GenericError", "desc": f"{number} " * 300}})
+      for number in range(60)
+    ),
+    encode({"return": {"status": "running"}, "id": "status"}) * 500,
+    (event("SHUTDOWN", USER) + event("RESET")) * 300,
+    (event("SHUTDOWN", USER) + event("STOP") + event("RESUME")) * 200,
+    (event("POWERDOWN") + event("RESET")) * 400,
+    event("SHUTDOWN", {"guest": True, "reason": "x" * 30000}) * 2,
+  ],
+  ids=[
+    "greetings",
+    "greetings and answers",
+    "errors",
+    "answers",
+    "shutdown and reset",
+    "shutdown and resume",
+    "powerdown and reset",
+    "long reason",
+  ],
+)
+@pytest.mark.parametrize("when", ["at once", "attached"])
+def test_flood_fills_no_log(scene, data, when):
+  monitor = FakeMonitor(scene.ctrl_dir, "web1")
+  if when == "attached":
+    connection = scene.serve(monitor).connection
+  else:
+    connection = scene.accept(monitor)
+  while data and connection.is_open:
+    data = data[connection.try_send(data) :]
+    scene.turn()
+  scene.fence()
+  assert sum("web1" in line for line in scene.lines) < 60
+  assert max(map(len, scene.lines)) < 1000
+  monitor.quit()
+  scene.fence()
+  assert not scene.has_file("web1")
+
+
+def test_last_word_in_a_flood_counts(scene):
+  qemu = scene.attach("web1")
+  flood = (event("SHUTDOWN", USER) + event("RESET")) * 100
+  qemu.connection.send(flood + event("SHUTDOWN", USER))
+  qemu.quit()
+  assert scene.verdict("web1") == "user"
+  assert scene.has_file("web1")
+
+
+def test_flood_keeps_nobody_waiting(scene):
+  """One that always has more to say gets no more than its turn."""
+  flooders = [scene.attach(f"flood{number}") for number in range(3)]
+  flood = event("RTC_CHANGE", {"offset": 7}) * 500
+
+  # What did not fit goes first the next time, so that no event is cut off.
+  rests = dict.fromkeys(flooders, flood)
+
+  def pour():
+    for flooder in flooders:
+      while sent := flooder.connection.try_send(rests[flooder]):
+        rests[flooder] = rests[flooder][sent:] or flood
+
+  pour()
+  monitor = FakeMonitor(scene.ctrl_dir, "web1")
+  turns = 0
+  connection = None
+  end = time.monotonic() + PATIENCE
+  while not scene.verdicts("web1"):
+    scene.turn()
+    turns += not scene.has_file("web1")
+    pour()
+    if connection is None:
+      connection = monitor.accept()
+      if connection is not None:
+        connection.greet()
+        connection.answer()
+        connection.event("SHUTDOWN", USER)
+        monitor.quit()
+    # The file waits for its turn, the verdict a little longer.
+    assert turns < 20
+    assert time.monotonic() < end
+  assert scene.verdicts("web1") == ["user"]
+
+
+def test_flood_from_a_connection_that_was_superseded(scene):
+  """It is read to its end, but not for ever."""
+  old = scene.attach("web1")
+  new = FakeMonitor(scene.ctrl_dir, "web1")
+  reads = 0
+
+  def always_more(*_):
+    nonlocal reads
+    reads += 1
+    assert reads < 1000
+    return monitored.Reading.DATA
+
+  with mock.patch.object(monitored.Monitored, "read", always_more):
+    scene.until(lambda: not old.connection.is_open)
+  assert not scene.count("fault")
+  scene.serve(new)
+  assert scene.verdicts("web1") == ["killed or crashed"]
+
+
+@pytest.mark.parametrize(
+  ("before", "after", "verdict"),
+  [
+    ([("POWERDOWN", None)], [("SHUTDOWN", USER)], "administrator"),
+    ([("SHUTDOWN", USER)], [], "user"),
+    ([("SHUTDOWN", USER)], [("SHUTDOWN", SIGNAL)], "user"),
+    ([("SHUTDOWN", USER)], [("RESET", None)], "killed or crashed"),
+    ([("SHUTDOWN", SIGNAL)], [], "administrator"),
+    ([("POWERDOWN", None), ("RESET", None)], [("SHUTDOWN", USER)], "user"),
+    ([], [], "killed or crashed"),
+  ],
+)
+def test_link_is_restarted(scene, before, after, verdict):
+  qemu = scene.attach("web1")
+  for name, data in before:
+    qemu.event(name, data)
+  for _ in range(3):
+    qemu.connection.close()
+    qemu = scene.serve(qemu.monitor)
+  assert scene.verdicts("web1") == []
+  assert scene.count("web1: attached to QEMU 9.8.7 again") == 3
+  for name, data in after:
+    qemu.event(name, data)
+  qemu.quit()
+  assert scene.verdict("web1") == verdict
+  assert scene.verdicts("web1") == [verdict]
+
+
+def test_link_ends_and_qemu_with_it_before_the_next_greeting(scene):
+  qemu = scene.attach("web1")
+  qemu.event("SHUTDOWN", USER)
+  qemu.connection.close()
+  scene.accept(qemu.monitor)
+  qemu.quit()
+  assert scene.verdict("web1") == "user"
+  assert scene.verdicts("web1") == ["user"]
+
+
+@pytest.mark.parametrize(
+  ("last_words", "verdict"),
+  [
+    ([("SHUTDOWN", USER)], "user"),
+    ([("POWERDOWN", None), ("SHUTDOWN", USER)], "administrator"),
+    ([("SHUTDOWN", SIGNAL)], "administrator"),
+    ([], "killed or crashed"),
+  ],
+)
+@pytest.mark.parametrize("old_stays", [True, False])
+def test_started_anew_before_the_daemon_has_looked(
+  scene, last_words, verdict, old_stays
+):
+  """As QEMU's last words are not read yet, its name is another one's."""
+  old = scene.attach("web1")
+  for name, data in last_words:
+    old.event(name, data)
+  if not old_stays:
+    old.die()
+  new = scene.attach("web1")
+  assert scene.verdicts("web1") == [verdict]
+  if old_stays:
+    assert not old.connection.is_open
+  # Nothing of the old life is left.
+  assert not scene.has_file("web1")
+  new.event("SHUTDOWN", USER)
+  scene.until(scene.has_file, "web1")
+  new.quit()
+  assert scene.verdict("web1", 2) == "user"
+
+
+def test_file_of_a_life_that_is_over_when_the_next_begins(scene):
+  """It was right, and it was read or not; now it would be wrong."""
+  old = scene.attach("web1")
+  old.event("SHUTDOWN", USER)
+  scene.until(scene.has_file, "web1")
+  old.quit()
+  assert scene.verdict("web1") == "user"
+  new = scene.attach("web1")
+  scene.until(lambda: not scene.has_file("web1"))
+  new.quit()
+  assert scene.verdict("web1", 2) == "killed or crashed"
+
+
+def test_file_appears_in_the_last_moment_of_a_life_that_crashed(scene):
+  """Whoever made it."""
+  qemu = scene.attach("web1")
+  scene.file("web1").touch()
+  qemu.die()
+  scene.verdict("web1")
+  scene.until(lambda: not scene.has_file("web1"))
+
+
+def test_file_appears_between_announcement_and_end(scene):
+  qemu = scene.attach("web1")
+  qemu.event("SHUTDOWN", SIGNAL)
+  scene.fence()
+  scene.file("web1").touch()
+  qemu.quit()
+  assert scene.verdict("web1") == "administrator"
+  scene.until(lambda: not scene.has_file("web1"))
+
+
+def test_socket_is_removed_while_qemu_lives_on(scene):
+  qemu = scene.attach("web1")
+  qemu.monitor.path.unlink()
+  scene.fence()
+  assert scene.verdicts("web1") == []
+  qemu.event("SHUTDOWN", USER)
+  scene.until(scene.has_file, "web1")
+  qemu.die()
+  assert scene.verdict("web1") == "user"
+
+
+def test_socket_gets_other_rights_and_owner(scene):
+  scene.start(timing={"rescan": 0.01})
+  qemu = scene.attach("web1")
+  qemu.monitor.path.chmod(0o777)
+  os.chown(qemu.monitor.path, os.geteuid(), os.getegid())
+  scene.fence()
+  assert scene.verdicts("web1") == []
+  qemu.event("SHUTDOWN", USER)
+  qemu.quit()
+  assert scene.verdict("web1") == "user"
+
+
+def test_socket_gets_another_date(scene):
+  """As by touch(1), or a careless copy of the directory's dates."""
+  scene.start(timing={"rescan": 0.01})
+  qemu = scene.attach("web1")
+  later = time.time_ns() + 10**9
+  os.utime(qemu.monitor.path, ns=(later, later))
+  for _ in range(3):
+    scene.fence()
+  qemu.event("SHUTDOWN", USER)
+  scene.until(scene.has_file, "web1")
+  qemu.quit()
+  assert scene.verdict("web1") == "user"
+  assert scene.verdicts("web1") == ["user"]
