@@ -186,8 +186,8 @@ class TestGraft:
     assert check.returncode == 1
     assert check.stdout == (
       "differs: Makefile.am\n"
-      "differs: lib/kvmd/given_up.py\n"
       "differs: lib/kvmd/core/qmp.py\n"
+      "differs: lib/kvmd/given_up.py\n"
       "not current\n"
     )
     _graft(tree)

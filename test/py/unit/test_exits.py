@@ -96,6 +96,7 @@ def test_bad_end(end: collections.abc.Callable[[], None], how: str) -> None:
   [
     (signal.SIGKILL, True, "was killed by the kernel for want of memory"),
     (signal.SIGTERM, True, "was killed by SIGTERM"),
+    (signal.SIGHUP, True, "was killed by SIGHUP"),
     (signal.SIGSEGV | 0x80, False, "was killed by SIGSEGV, and dumped core"),
     (64, False, "was killed by SIGRTMAX"),
     (33, False, "was killed by signal 33"),

@@ -184,9 +184,9 @@ def _result(noticed, survived, name="watch"):
   [
     (85, 15, "watch", True),
     (84, 16, "watch", False),
-    (95, 5, "qmp", True),
-    (94, 6, "qmp", False),
-    (0, 0, "qmp", True),
+    (95, 5, "core.qmp", True),
+    (94, 6, "core.qmp", False),
+    (0, 0, "core.qmp", True),
   ],
 )
 def test_share_is_of_those_that_could_be_noticed(
@@ -237,7 +237,7 @@ def test_modules_and_their_tests_are_found_wherever_they_are(tree):
   assert found == {
     "kvmd": None,
     "main": f"{unit}/test_main.py",
-    "qmp": f"{unit}/test_qmp.py",
+    "core.qmp": f"{unit}/test_qmp.py",
     "untested": None,
     "files": f"{unit}/test_files.py",
     "files.lock": f"{unit}/test_lock.py",
@@ -271,4 +271,4 @@ def test_unknown_module_is_refused(tree):
 
 def test_every_module_of_this_tree_is_found():
   found = {module.name for module in mutate.modules(_TOP)}
-  assert {"hv_kvm", "lifecycle", "qmp", "watch"} <= found
+  assert {"core.lifecycle", "core.qmp", "hv_kvm", "node.watch"} <= found

@@ -264,3 +264,18 @@ def test_those_who_are_over_are_forgotten_in_their_order():
   known.sweep(NOW + 1.5)
   assert 11 not in known
   assert known.take(12, NOW + 1.5) == "web2"
+
+
+def test_many_that_end_at_once_are_remembered_and_no_number_of_them():
+  known = Processes()
+  for number in range(1, 10_001):
+    known.begin(number, f"web{number}")
+  for number in range(1, 10_000):
+    # Not the same object each time
+    known.end(number, f"web{number}", NOW)
+  assert len(known) == 10_000
+  assert 1 in known
+  for number in range(10_001, 60_000):
+    known.begin(number, "web")
+    known.end(number, "web", NOW)
+  assert len(known) < 20_000

@@ -725,3 +725,22 @@ def test_watch_is_forgotten_when_the_kernel_says_so(
     len(masks), set(), set(), path=True, lost=False
   )
   assert (seen.watch._target is None) is is_forgotten
+
+
+def test_descriptors_are_not_for_children(ctrl_dir, eye):
+  seen = eye(ctrl_dir)
+  for descriptor in (
+    seen.watch.fileno(),
+    seen.watch.directory,
+    seen.watch._manager.get_fd(),
+  ):
+    assert not os.get_inheritable(descriptor)
+
+
+def test_last_inotify_instance_is_taken_in_between(ctrl_dir, eye):
+  with mock.patch("pyinotify.WatchManager", side_effect=OSError):
+    seen = eye(ctrl_dir)
+  assert "inotify instances" in seen.watch.blindness
+  assert seen.watch.directory is not None
+  seen.follow()
+  assert not seen.watch.blindness
