@@ -193,7 +193,5 @@ def find_process(directory: ControlDirectory, name: str) -> int:
     return 0
   try:
     return connection.process
-  except OSError:
-    return 0
   finally:
     connection.close()
