@@ -66,7 +66,8 @@ class MonitorFollower:
   def close(self) -> None:
     """Lets go of all connections, without a verdict on anybody."""
     for record in list(self.connected.values()):
-      self._disconnect(record)
+      assert record.monitor is not None
+      self._disconnect(record.monitor)
 
   @property
   def due(self) -> float:
@@ -87,9 +88,11 @@ class MonitorFollower:
     """Takes note that all that have a monitor are about to be listened to."""
     now = time.monotonic()
     self._crowded.clear()
-    for name, judged in list(self._judged.items()):
-      if judged.deadline <= now:
-        del self._judged[name]
+    self._judged = {
+      name: judged
+      for name, judged in self._judged.items()
+      if judged.deadline > now
+    }
 
   def listen(self, record: Record) -> None:
     """Listens to one that has a monitor, or has a new one."""
@@ -98,7 +101,7 @@ class MonitorFollower:
     elif record.monitor.connection is not None:
       if not record.monitor.is_superseded():
         return
-      self._read_out(record, record.monitor)
+      self._read_out(record.monitor)
       record.monitor.attempts = 0
     self._connect(record, record.monitor)
 
@@ -123,7 +126,7 @@ class MonitorFollower:
 
     """
     if record.monitor is not None:
-      self._take_leave(record, record.monitor)
+      self._take_leave(record.monitor)
       self.drop(record)
     if is_dead:
       self._judged[record.name] = _Judged(
@@ -135,10 +138,10 @@ class MonitorFollower:
     """Listens to one no longer."""
     self._timers.cancel(record.name)
     self._crowded.discard(record.name)
-    if record.monitor is not None:
-      self._disconnect(record)
-      self._shared.verdicts.forget(record.monitor.instance)
-      record.monitor = None
+    monitor, record.monitor = record.monitor, None
+    if monitor is not None:
+      self._disconnect(monitor)
+      self._shared.verdicts.forget(monitor.instance)
 
   def read(self, record: Record) -> None:
     """Reads once from the connection to one, and acts on what was said."""
@@ -155,8 +158,8 @@ class MonitorFollower:
       and time.monotonic() - made.made >= self._timing.good
     ):
       monitor.attempts = 0
-    self._disconnect(record)
-    self._retry(record, monitor)
+    self._disconnect(monitor)
+    self._retry(monitor)
 
   def shortage(self) -> str:
     """Says how many cannot be listened to, if any, and what to do."""
@@ -168,64 +171,62 @@ class MonitorFollower:
       " LimitNOFILE= of a systemd unit) and restart the daemon"
     )
 
-  @property
-  def _has_room(self) -> bool:
-    return len(self.connected) < self._limit - _RESERVED
-
   def _look_after(self, record: Record) -> None:
     """Does what is due for one that nothing was heard of."""
     monitor = record.monitor
-    if monitor is None:
-      return
+    assert monitor is not None
     if monitor.connection is None:
       self._connect(record, monitor)
     else:
       monitor.complain_of_waiting()
 
   def _connect(self, record: Record, monitor: Monitored) -> None:
-    if monitor.instance.life is None and not self._has_room:
-      self._crowded.add(record.name)
+    name = record.name
+    is_full = len(self.connected) >= self._limit - _RESERVED
+    if is_full and monitor.instance.life is None:
+      self._crowded.add(name)
       return
-    if self._lingers(record.name):
-      self._schedule(record, self._timing.lingering)
+    if self._lingers(name):
+      self._schedule(name, self._timing.lingering)
       return
     monitor.attempts += 1
-    attempt = connection.connect(self._shared.place.directory, record.name)
+    attempt = connection.connect(self._shared.place.directory, name)
     made = monitor.connection = attempt.connection
     if made is not None:
       made.send()
       descriptor = made.fileno()
       self.connected[descriptor] = record
       self._epoll.register(descriptor, select.EPOLLIN)
-      self._schedule(record, self._timing.greeting)
+      self._schedule(name, self._timing.greeting)
     meaning = monitor.judge(attempt)
     if meaning.is_tried_again:
-      self._retry(record, monitor)
+      self._retry(monitor)
     elif made is None and not self._shared.verdicts.is_late(monitor.instance):
       self.drop(record)
 
-  def _take_leave(self, record: Record, monitor: Monitored) -> None:
+  def _take_leave(self, monitor: Monitored) -> None:
     """Gives the verdict on a life if the journal is that of another."""
+    name = monitor.instance.name
     life = monitor.instance.life
     directory = self._shared.place.directory
-    if life is None or directory.journal_tells_of(record.name, life):
+    if life is None or directory.journal_tells_of(name, life):
       return
-    if monitor.connection is not None:
-      is_same = not monitor.is_superseded()
-      if is_same and not monitor.connection.has_hung_up:
+    made = monitor.connection
+    if made is not None:
+      if not monitor.is_superseded() and not made.has_hung_up:
         return
-      self._read_out(record, monitor)
+      self._read_out(monitor)
     process = monitor.instance.process
-    attempt = connection.connect(directory, record.name)
+    attempt = connection.connect(directory, name)
     if attempt.connection is not None:
       attempt.connection.close()
     monitor.judge(attempt)
-    self._shared.processes.end(process, record.name, time.monotonic())
+    self._shared.processes.end(process, name, time.monotonic())
 
-  def _read_out(self, record: Record, monitor: Monitored) -> None:
+  def _read_out(self, monitor: Monitored) -> None:
     """Hangs up; what was said till then still counts."""
     monitor.read_out()
-    self._disconnect(record)
+    self._disconnect(monitor)
 
   def _lingers(self, name: str) -> bool:
     """Tells whether a monitor may be there only for a moment longer."""
@@ -236,7 +237,7 @@ class MonitorFollower:
       and self._shared.place.directory.life(name) == judged.life
     )
 
-  def _retry(self, record: Record, monitor: Monitored) -> None:
+  def _retry(self, monitor: Monitored) -> None:
     """Connects soon if all was well so far, else later and later."""
     delay = 0.0
     if monitor.attempts:
@@ -244,20 +245,19 @@ class MonitorFollower:
       doublings = min(monitor.attempts - 1, _MAX_DOUBLINGS)
       delay = self._timing.retry * 2**doublings
     if delay < self._timing.rescan:
-      self._schedule(record, delay)
+      self._schedule(monitor.instance.name, delay)
 
-  def _schedule(self, record: Record, delay: float) -> None:
-    self._timers.set(record.name, time.monotonic() + delay)
+  def _schedule(self, name: str, delay: float) -> None:
+    self._timers.set(name, time.monotonic() + delay)
 
-  def _disconnect(self, record: Record) -> None:
+  def _disconnect(self, monitor: Monitored) -> None:
     """Hangs up, if there is a connection. What was learnt is kept."""
-    monitor = record.monitor
-    if monitor is not None and monitor.connection is not None:
-      del self.connected[monitor.connection.fileno()]
-      monitor.connection.close()
-      monitor.connection = None
+    made, monitor.connection = monitor.connection, None
+    if made is not None:
+      del self.connected[made.fileno()]
+      made.close()
       if self._crowded:
-        self._timers.set(self._crowded.pop(), time.monotonic())
+        self._schedule(self._crowded.pop(), 0.0)
 
 
 def _raise_descriptor_limit() -> int:

@@ -112,9 +112,10 @@ class Table:
     for name in found.journaled:
       self._do(look, name)
     self._monitors.begin_rescan()
+    unmarked = functools.partial(self._take_up, is_marked=False)
+    marked = functools.partial(self._take_up, is_marked=True)
     for name in found.monitored:
-      is_marked = name in found.marked
-      self._do(self._take_up if is_marked else self._take_up_unmarked, name)
+      self._do(marked if name in found.marked else unmarked, name)
     for name in self._records.keys() - found.monitored:
       self._do(self._monitors.miss, name)
 
@@ -166,17 +167,13 @@ class Table:
       record.journal.delay = 0.0
     self._journals.look_after_closing(record)
 
-  def _take_up(self, record: Record) -> None:
-    """Listens to one that has a monitor, unless its journal does."""
-    if not record.is_journaled:
-      self._monitors.listen(record)
-
-  def _take_up_unmarked(self, record: Record) -> None:
+  def _take_up(self, record: Record, *, is_marked: bool) -> None:
+    """Listens to one that has a monitor, unless its journal is followed."""
     if not record.is_journaled:
       is_new = record.monitor is None
       self._monitors.listen(record)
       if is_new and record.monitor is not None:
-        record.monitor.instance.may_be_marked = False
+        record.monitor.instance.may_be_marked = is_marked
 
   def _settle(self, instance: Instance, _: Record) -> None:
     self._shared.verdicts.settle(instance)
