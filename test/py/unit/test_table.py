@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import time
+import types
 from unittest import mock
 
 import pytest
@@ -19,10 +21,426 @@ from fake_monitor import (
   event,
 )
 from ganeti.kvmd.core import qmp
+from ganeti.kvmd.core.following import (
+  JOURNALED,
+  TRANSITIONS,
+  Fact,
+  Monitor,
+  State,
+)
+from ganeti.kvmd.follow import table
 from ganeti.kvmd.node import (
   journal_files,
 )
+from ganeti.kvmd.node.ctrldir import Instances
 from scene import begin_journal
+
+
+class Followers:
+  """A table whose followers only write down what they are asked for.
+
+  @ivar table: the table
+  @ivar asked: what for: the method, the name, and what else was given
+  @ivar act: what they do beyond that, by the method's name
+
+  """
+
+  def __init__(self, monkeypatch):
+    self.asked = []
+    self.act = {}
+    self.monitors = types.SimpleNamespace(
+      due=1.0,
+      connected={},
+      close=self._one("close"),
+      run=self._one("run monitors"),
+      begin_rescan=self._one("begin_rescan"),
+      shortage=lambda: "too few files",
+    )
+    self.journals = types.SimpleNamespace(
+      due=2.0, run=self._one("run journals")
+    )
+    for name in "read", "listen", "leave", "miss", "drop":
+      setattr(self.monitors, name, self._one(name))
+    for name in "look", "look_again", "look_after_closing", "forget":
+      setattr(self.journals, name, self._one(name))
+    monkeypatch.setattr(table, "MonitorFollower", self._follow_monitors)
+    monkeypatch.setattr(table, "JournalFollower", self._follow_journals)
+    self.late = []
+    self.verdicts = types.SimpleNamespace(
+      due=3.0, retry=self._retry, settle=self._settle
+    )
+    shared = types.SimpleNamespace(verdicts=self.verdicts)
+    self.table = table.Table("epoll", shared)
+
+  def _follow_monitors(self, epoll, shared):
+    assert epoll == "epoll"
+    assert shared.verdicts is self.verdicts
+    return self.monitors
+
+  def _follow_journals(self, shared, report):
+    assert shared.verdicts is self.verdicts
+    self.report = report
+    return self.journals
+
+  def _one(self, method):
+    def ask(*who, **how):
+      names = [getattr(each, "name", each) for each in who]
+      self.asked.append((method, *names, *how.values()))
+      if method in self.act:
+        self.act[method](*who)
+
+    return ask
+
+  def _retry(self, now):
+    self.asked.append(("retry", now))
+    return iter(self.late)
+
+  def _settle(self, instance):
+    self.asked.append(("settle", instance.name))
+    if "settle" in self.act:
+      self.act["settle"](instance)
+
+  def know(self, name, *, state=State.MONITOR, monitor=None, journal=None):
+    """Has the table know of a name, and returns what it knows."""
+    known = []
+
+    def take(record):
+      record.state, record.monitor, record.journal = state, monitor, journal
+      known.append(record)
+
+    with mock.patch.dict(self.act, look=take):
+      self.table.journal_appeared(name)
+    self.asked.clear()
+    return known[0]
+
+  def known(self, name):
+    """Tells whether the table knows of a name."""
+    return name in self.table._records
+
+
+@pytest.fixture
+def followers(monkeypatch):
+  return Followers(monkeypatch)
+
+
+def monitored(attempts=7):
+  return types.SimpleNamespace(
+    attempts=attempts, instance=types.SimpleNamespace(may_be_marked=True)
+  )
+
+
+def journaled(delay=0.5):
+  return types.SimpleNamespace(delay=delay)
+
+
+WHAT_IS_DONE = {
+  Monitor.AS_IT_IS: [],
+  Monitor.LISTEN: [("listen", "web1")],
+  Monitor.LEAVE: [("leave", "web1", False)],
+  Monitor.LEAVE_DEAD: [("leave", "web1", True)],
+}
+
+
+@pytest.mark.parametrize("fact", Fact)
+@pytest.mark.parametrize("state", State)
+def test_report(followers, state, fact):
+  record = followers.know(
+    "web1", state=state, monitor=monitored(), journal=journaled()
+  )
+  move = TRANSITIONS[state].get(fact)
+  followers.report(record, fact)
+  if move is None:
+    assert record.state is state
+    assert followers.asked == []
+  else:
+    assert record.state is move.state
+    assert followers.asked == WHAT_IS_DONE[move.monitor]
+  # Something new is known of one that is listened to.
+  is_new = followers.asked == WHAT_IS_DONE[Monitor.LISTEN]
+  assert record.monitor.attempts == (0 if is_new else 7)
+
+
+def test_report_of_one_without_a_monitor(followers):
+  record = followers.know("web1", state=State.AWAITED, journal=journaled())
+  followers.report(record, Fact.OVERDUE)
+  assert followers.asked == [("listen", "web1")]
+
+
+@pytest.mark.parametrize("becomes", State)
+def test_monitor_appears(followers, becomes):
+  record = followers.know("web1", monitor=monitored())
+  followers.act["look"] = lambda record: setattr(record, "state", becomes)
+  followers.table.monitor_appeared("web1")
+  is_listened_to = becomes not in JOURNALED
+  assert followers.asked == [
+    ("look", "web1"),
+    *([("listen", "web1")] if is_listened_to else []),
+  ]
+  assert record.monitor.attempts == (0 if is_listened_to else 7)
+
+
+@pytest.mark.parametrize("journal", [None, journaled()])
+def test_journal_is_closed(followers, journal):
+  followers.know("web1", monitor=monitored(), journal=journal)
+  followers.table.journal_closed("web1")
+  assert followers.asked == [("look_after_closing", "web1")]
+  assert journal is None or journal.delay == 0.0
+
+
+def test_journal_appears(followers):
+  followers.table.journal_appeared("web1")
+  assert followers.asked == [("look", "web1")]
+  # Nothing was found.
+  assert not followers.known("web1")
+
+
+def test_reading(followers):
+  record = followers.know("web1", monitor=monitored())
+  followers.monitors.connected[5] = record
+  assert followers.table.read(5) is True
+  assert followers.table.read(6) is False
+  assert followers.asked == [("read", "web1")]
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations([1.0, 2.0, 3.0])))
+def test_when_something_is_due(followers, order):
+  (
+    followers.monitors.due,
+    followers.journals.due,
+    followers.verdicts.due,
+  ) = order
+  assert followers.table.due == 1.0
+
+
+def test_what_is_due(followers):
+  followers.know("web1", monitor=monitored())
+  followers.late = [
+    types.SimpleNamespace(name="web2"),
+    types.SimpleNamespace(name="web1"),
+  ]
+  followers.table.run(7.0)
+  do = followers.table._do
+  assert followers.asked == [
+    ("run monitors", 7.0, do),
+    ("retry", 7.0),
+    ("settle", "web2"),
+    ("settle", "web1"),
+    ("run journals", 7.0, do),
+  ]
+
+
+def test_what_is_said_of_all(followers):
+  assert followers.table.shortage() == "too few files"
+  followers.table.close()
+  assert followers.asked == [("close",)]
+
+
+def rescan(followers, *, thoroughly=False, elsewhere=False, **found):
+  names = {"monitored": set(), "journaled": set(), "marked": set(), **found}
+  followers.asked.clear()
+  followers.table.rescan(
+    Instances(**names), thoroughly=thoroughly, elsewhere=elsewhere
+  )
+  return followers.asked
+
+
+@pytest.mark.parametrize("thoroughly", [True, False])
+@pytest.mark.parametrize(
+  ("known", "found", "elsewhere", "asked"),
+  [
+    ({}, {}, False, ["begin_rescan"]),
+    # A journal that is there is looked at, whatever was known of it.
+    ({}, {"journaled": {"web1"}}, False, ["look_again", "begin_rescan"]),
+    (
+      {"journal": journaled(), "state": State.WRITTEN},
+      {"journaled": {"web1"}},
+      False,
+      ["look_again", "begin_rescan", "miss"],
+    ),
+    (
+      {"journal": journaled(), "state": State.WRITTEN},
+      {"journaled": {"web1"}},
+      True,
+      ["look_again", "begin_rescan", "miss"],
+    ),
+    # One that is gone is looked for, in a directory where it was.
+    (
+      {"journal": journaled(), "state": State.WRITTEN},
+      {},
+      False,
+      ["look", "begin_rescan", "miss"],
+    ),
+    (
+      {"journal": journaled(), "state": State.WRITTEN},
+      {},
+      True,
+      ["forget", "begin_rescan", "miss"],
+    ),
+    # Monitors
+    ({}, {"monitored": {"web1"}}, False, ["begin_rescan", "listen"]),
+    (
+      {"monitor": monitored()},
+      {"monitored": {"web1"}},
+      True,
+      ["begin_rescan", "listen"],
+    ),
+    ({"monitor": monitored()}, {}, False, ["begin_rescan", "miss"]),
+    ({"monitor": monitored()}, {}, True, ["begin_rescan", "miss"]),
+    ({}, {"marked": {"web1"}}, False, ["begin_rescan"]),
+    # Both
+    *(
+      (
+        {"journal": journaled(), "state": state},
+        {"journaled": {"web1"}, "monitored": {"web1"}},
+        False,
+        [
+          "look_again",
+          "begin_rescan",
+          *([] if state in JOURNALED else ["listen"]),
+        ],
+      )
+      for state in State
+    ),
+  ],
+)
+def test_rescan(followers, known, found, elsewhere, asked, thoroughly):
+  if known:
+    followers.know("web1", **known)
+  how = {"begin_rescan": (), "look_again": ("web1", thoroughly)}
+  assert rescan(
+    followers, thoroughly=thoroughly, elsewhere=elsewhere, **found
+  ) == [(each, *how.get(each, ("web1",))) for each in asked]
+
+
+def test_rescan_looks_at_journals_first(followers):
+  """Who follows whom is known then; and missing ones come last."""
+  followers.know("gone", monitor=monitored())
+  followers.know("old", journal=journaled(), state=State.READ)
+  for name in "sound", "both":
+    followers.know(name, monitor=monitored())
+  asked = rescan(
+    followers, journaled={"both", "new"}, monitored={"sound", "both"}
+  )
+  assert asked[0] == ("look", "old")
+  assert {each[:2] for each in asked[1:3]} == {
+    ("look_again", "both"),
+    ("look_again", "new"),
+  }
+  assert asked[3] == ("begin_rescan",)
+  assert set(asked[4:6]) == {("listen", "sound"), ("listen", "both")}
+  assert set(asked[6:]) == {("miss", "gone"), ("miss", "old")}
+
+
+@pytest.mark.parametrize("is_marked", [True, False])
+def test_rescan_spares_looking_for_marks(followers, is_marked):
+  """Of those that are new; of others a mark may have been made since."""
+  old = followers.know("old", monitor=monitored())
+
+  def listen(record):
+    record.monitor = record.monitor or monitored()
+    seen[record.name] = record.monitor.instance
+
+  seen = {}
+  followers.act["listen"] = listen
+  names = {"old", "new"}
+  rescan(followers, monitored=names, marked=names if is_marked else set())
+  assert seen["new"].may_be_marked is is_marked
+  assert old.monitor.instance.may_be_marked is True
+
+
+def test_rescan_of_one_that_cannot_be_listened_to(followers, caplog):
+  rescan(followers, monitored={"web1"})
+  assert not followers.known("web1")
+  assert not caplog.records
+
+
+@pytest.mark.parametrize(
+  ("monitor", "journal", "stays"),
+  [
+    (None, None, False),
+    (monitored(), None, True),
+    (None, journaled(), True),
+    (monitored(), journaled(), True),
+  ],
+)
+def test_which_records_stay(followers, monitor, journal, stays):
+  followers.know("web1", monitor=monitor, journal=journal)
+  assert followers.known("web1") is stays
+
+
+def fail(*_):
+  raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+  ("method", "act"),
+  [
+    ("read", lambda table: table.read(5)),
+    ("look", lambda table: table.journal_appeared("web1")),
+    ("look_after_closing", lambda table: table.journal_closed("web1")),
+    ("look", lambda table: table.monitor_appeared("web1")),
+    ("listen", lambda table: table.monitor_appeared("web1")),
+    ("settle", lambda table: table.run(7.0)),
+    (
+      "listen",
+      lambda table: table.rescan(
+        Instances({"web1"}, set(), set()), thoroughly=False, elsewhere=False
+      ),
+    ),
+    (
+      "look_again",
+      lambda table: table.rescan(
+        Instances(set(), {"web1"}, set()), thoroughly=False, elsewhere=False
+      ),
+    ),
+    (
+      "miss",
+      lambda table: table.rescan(
+        Instances(set(), set(), set()), thoroughly=False, elsewhere=False
+      ),
+    ),
+  ],
+)
+def test_fault(followers, caplog, method, act):
+  """It is told of, and all of the one is forgotten, and none of the other."""
+  record = followers.know("web1", monitor=monitored())
+  other = followers.know("db1", monitor=monitored())
+  followers.monitors.connected[5] = record
+  followers.late = [types.SimpleNamespace(name="web1")]
+  # As after a transition that led to the fault
+  followers.act[method] = lambda who: fail() if who.name == "web1" else None
+  followers.act["drop"] = lambda record: setattr(record, "monitor", None)
+  record.state = State.USELESS
+  act(followers.table)
+  at = followers.asked.index(("drop", "web1"))
+  assert followers.asked[at : at + 2] == [("drop", "web1"), ("forget", "web1")]
+  assert record.state is State.MONITOR
+  assert not followers.known("web1")
+  assert followers.known("db1")
+  assert other.monitor is not None
+  (line,) = caplog.records
+  assert line.getMessage() == (
+    "instance web1: a fault of the daemon, please report it; the instance is"
+    " followed anew at the next rescan"
+  )
+  assert line.exc_info[0] is ZeroDivisionError
+
+
+def test_work_of_the_followers_is_guarded(followers, caplog):
+  """What they do of themselves, they do by the table."""
+  followers.know("web1", monitor=monitored())
+  followers.act["run monitors"] = lambda _, do: do(fail, "web1")
+  followers.act["run journals"] = lambda _, do: do(fail, "web2")
+  followers.table.run(7.0)
+  assert len(caplog.records) == 2
+  assert [
+    each for each in followers.asked if each[0] in {"drop", "forget"}
+  ] == [
+    ("drop", "web1"),
+    ("forget", "web1"),
+    ("drop", "web2"),
+    ("forget", "web2"),
+  ]
 
 
 def test_fault_of_the_daemon_harms_no_other_instance(scene, caplog):
