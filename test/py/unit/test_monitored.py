@@ -9,13 +9,17 @@ import json
 import os
 import stat
 import time
+from typing import NamedTuple, Optional
 from unittest import mock
 
 import ctrl_files
 import kvmd_log
+import means
 import pytest
 from fake_monitor import (
+  BEGINNING,
   GREETING,
+  NEGOTIATED,
   SIGNAL,
   USER,
   FakeMonitor,
@@ -24,7 +28,395 @@ from fake_monitor import (
 )
 from ganeti.kvmd.core import qmp
 from ganeti.kvmd.follow import monitored
+from ganeti.kvmd.follow.monitored import Monitored
+from ganeti.kvmd.node.connection import Attempt, Result
+from ganeti.kvmd.node.ctrldir import ControlDirectory, Life
 from scene import PATIENCE
+
+LIFE = Life(7, 10**18)
+OTHER = Life(7, 10**18 + 1)
+
+
+class Known:
+  """An instance of which something is known, in a directory of its own."""
+
+  def __init__(self, directory, log):
+    self._log = log
+    self.shared = means.shared(directory)
+    self.monitored = Monitored("web1", self.shared)
+    self.instance = self.monitored.instance
+
+  def learn(self, what):
+    """Lets it be known: nothing, seen, met, attached or over."""
+    if what == "nothing":
+      return
+    self.instance.begin(LIFE)
+    if what == "met":
+      self.instance.meet()
+    elif what in {"attached", "over"}:
+      self.instance.attach("9.8.7", means.PROCESS)
+      self.shared.processes.begin(means.PROCESS, "web1")
+    if what == "over":
+      # It is yet to be delivered.
+      self.instance.end()
+    self._log.clear()
+
+  def connect(self, *pieces):
+    """Lets it have a connection; returns that."""
+    if self.instance.life is None:
+      self.instance.begin(LIFE)
+    self.monitored.connection = means.Line(*pieces)
+    return self.monitored.connection
+
+  @property
+  def verdicts(self):
+    return [each.verdict for each in kvmd_log.verdicts(self.lines(), "web1")]
+
+  def lines(self, level="INFO"):
+    return [
+      each.getMessage() for each in self._log.records if each.levelname == level
+    ]
+
+
+@pytest.fixture
+def known(ctrl_dir, caplog):
+  caplog.set_level("INFO")
+  with ctrl_files.opened(ctrl_dir) as directory:
+    yield Known(directory, caplog)
+
+
+class Row(NamedTuple):
+  """What an attempt means.
+
+  @ivar result: what came of it
+  @ivar unheard: the verdict on a life of which nothing was heard
+  @ivar heard: the same, if something was
+  @ivar meets: whether one is met of which nothing was known
+  @ivar again: whether it is tried again
+  @ivar complaint: what is logged
+
+  """
+
+  result: Result
+  unheard: Optional[str]
+  heard: Optional[str]
+  meets: bool
+  again: bool
+  complaint: str = ""
+
+
+DEAD = "unknown", "killed or crashed"
+ALIVE = None, None
+
+ROWS = [
+  Row(Result.CONNECTED, *ALIVE, meets=True, again=False),
+  Row(Result.REFUSED, *DEAD, meets=False, again=True),
+  Row(
+    Result.BUSY,
+    *ALIVE,
+    meets=True,
+    again=True,
+    complaint="more clients wait for its monitor than it takes",
+  ),
+  Row(
+    Result.FAILED,
+    *ALIVE,
+    meets=False,
+    again=True,
+    complaint="cannot connect to its monitor: the trouble",
+  ),
+  Row(Result.NO_SOCKET, *DEAD, meets=False, again=False),
+  Row(
+    Result.NOT_A_SOCKET,
+    *DEAD,
+    meets=False,
+    again=True,
+    complaint="cannot reach its monitor the trouble",
+  ),
+  Row(
+    Result.UNREACHABLE,
+    *ALIVE,
+    meets=False,
+    again=True,
+    complaint="cannot reach its monitor the trouble",
+  ),
+  # It may be back soon, and then tell of one that was never heard.
+  Row(Result.NO_DIRECTORY, None, DEAD[1], meets=False, again=True),
+]
+
+#: Those that found a socket, which tells of a life.
+SOCKETS = {Result.CONNECTED, Result.REFUSED, Result.BUSY, Result.FAILED}
+
+
+def judge(known, row, life):
+  """Judges an attempt, and checks what holds whatever was known."""
+  attempt = Attempt(
+    row.result, life if row.result in SOCKETS else None, None, "the trouble"
+  )
+  meaning = known.monitored.judge(attempt)
+  assert known.lines("WARNING") == (
+    [f"instance web1: {row.complaint}"] if row.complaint else []
+  )
+  return meaning
+
+
+@pytest.mark.parametrize("what", ["nothing", "seen", "met", "attached", "over"])
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.result.name)
+def test_attempt(known, what, row):
+  known.learn(what)
+  meaning = judge(known, row, LIFE)
+  verdict = {"met": row.unheard, "attached": row.heard}.get(what)
+  assert known.verdicts == ([verdict] if verdict else [])
+  is_lost = row.result is Result.NO_DIRECTORY and what in {"attached", "over"}
+  assert meaning.is_tried_again is (row.again and not is_lost)
+  instance = known.instance
+  assert instance.is_over is (what == "over")
+  if verdict:
+    # It is delivered.
+    assert instance.life is None
+    assert not instance.is_met
+  elif what == "over":
+    assert instance.life == LIFE
+    assert not instance.is_met
+  else:
+    assert instance.is_met is (what in {"met", "attached"} or row.meets)
+    has_life = what != "nothing" or row.result in SOCKETS
+    assert instance.life == (LIFE if has_life else None)
+  if what in {"attached", "over"}:
+    ended = verdict or what == "over"
+    assert known.shared.processes.take(means.PROCESS, float("inf")) == (
+      None if ended else "web1"
+    )
+
+
+@pytest.mark.parametrize("what", ["nothing", "seen", "met", "attached", "over"])
+@pytest.mark.parametrize(
+  "row",
+  [row for row in ROWS if row.result in SOCKETS],
+  ids=lambda row: row.result.name,
+)
+def test_attempt_finds_another_life(known, what, row):
+  known.learn(what)
+  meaning = judge(known, row, OTHER)
+  assert meaning.is_tried_again is row.again
+  # Whatever became of the attempt.
+  verdict = {"met": DEAD[0], "attached": DEAD[1]}.get(what)
+  assert known.verdicts == ([verdict] if verdict else [])
+  instance = known.instance
+  assert instance.life == OTHER
+  assert instance.is_met is row.meets
+  assert not instance.is_over
+  assert not instance.is_attached
+  assert instance.process == 0
+  assert known.shared.processes.take(means.PROCESS, float("inf")) is None
+
+
+def test_verdict_cannot_be_delivered(known, ctrl_dir):
+  known.learn("attached")
+  known.shared.place.directory = ControlDirectory(str(ctrl_dir), None, ".kvmd")
+  judge(known, ROWS[-1], None)
+  assert known.verdicts == [DEAD[1]]
+  assert known.instance.is_over
+  assert known.shared.verdicts.is_late(known.instance)
+  assert known.shared.processes.take(means.PROCESS, float("inf")) is None
+
+
+LONG = "x" * 100
+
+
+@pytest.mark.parametrize(
+  ("pieces", "readings", "info", "warning"),
+  [
+    ([], ["NOTHING"], [], []),
+    ([b""], ["END"], [], []),
+    ([encode(GREETING)], ["DATA"], [], []),
+    (
+      [BEGINNING, encode({"return": {"status": "running"}, "id": "status"})],
+      ["DATA", "DATA", "NOTHING"],
+      [f"attached to QEMU 9.8.7, process {means.PROCESS}"],
+      [],
+    ),
+    (
+      [encode(GREETING) + encode({"error": {"class": "x", "desc": LONG}})],
+      ["DATA"],
+      [f"attached to QEMU 9.8.7, process {means.PROCESS}"],
+      [f"QEMU may send no events: {LONG[:80]}"],
+    ),
+    (
+      [encode(GREETING) + b"\0"],
+      ["GARBAGE"],
+      [],
+      ["its monitor sent"],
+    ),
+    # Within one piece
+    ([event("SHUTDOWN", USER) + event("RESET")], ["DATA"], [], []),
+    (
+      [event("SHUTDOWN", USER), event("RESET")],
+      ["DATA", "DATA"],
+      [
+        "shutdown file written (guest-shutdown)",
+        "shutdown file removed (the guest runs)",
+      ],
+      [],
+    ),
+    (
+      [event("SHUTDOWN", USER) + b"\0"],
+      ["GARBAGE"],
+      ["shutdown file written (guest-shutdown)"],
+      ["its monitor sent"],
+    ),
+  ],
+)
+def test_reading(known, pieces, readings, info, warning):
+  line = known.connect(*pieces)
+  assert [known.monitored.read().name for _ in readings] == readings
+  assert line.reads == len(readings)
+  assert known.lines() == [f"instance web1: {each}" for each in info]
+  assert len(known.lines("WARNING")) == len(warning)
+  for said, expected in zip(known.lines("WARNING"), warning):
+    assert said.startswith(f"instance web1: {expected}")
+    assert said.endswith(expected) or "; hung up on it" in said
+  is_attached = any(each.startswith("attached") for each in info)
+  assert known.instance.is_attached is is_attached
+  assert (means.PROCESS in known.shared.processes) is is_attached
+
+
+def mark(ctrl_dir, ending, *, seconds):
+  """Leaves a mark that was made so long after the life began."""
+  path = ctrl_dir / f"web1{ending}"
+  path.touch()
+  at = LIFE.born + seconds * 10**9
+  os.utime(path, ns=(at, at))
+  return path
+
+
+@pytest.mark.parametrize("seconds", [-1, 1])
+@pytest.mark.parametrize("may_be_marked", [True, False])
+@pytest.mark.parametrize("is_first", [True, False])
+def test_mark_that_is_there(known, ctrl_dir, seconds, may_be_marked, is_first):
+  """It is looked for once, unless it is known that there is none."""
+  path = mark(ctrl_dir, ".shutdown", seconds=seconds)
+  line = known.connect(BEGINNING)
+  line.send()
+  if not is_first:
+    known.instance.attach("9.8.7", means.PROCESS)
+  known.instance.may_be_marked = may_be_marked
+  known.monitored.read()
+  is_found = is_first and may_be_marked
+  is_current = seconds > 0
+  assert path.exists() is (is_current or not is_found)
+  assert known.instance.is_remembered is (is_found and is_current)
+  assert line.sent == qmp.CAPABILITIES + (
+    qmp.QUERY_STATUS if is_found and is_current else b""
+  )
+
+
+@pytest.mark.parametrize("status", ["running", "shutdown"])
+@pytest.mark.parametrize("between", [b"", event("SHUTDOWN", USER)])
+def test_status_of_one_that_was_marked(known, ctrl_dir, status, between):
+  path = mark(ctrl_dir, ".shutdown", seconds=1)
+  answer = encode({"return": {"status": status}, "id": qmp.STATUS_ID})
+  known.connect(BEGINNING, between + answer)
+  known.monitored.read()
+  known.monitored.read()
+  # What is heard counts for more than what is asked.
+  assert path.exists() is (status == "shutdown" or bool(between))
+
+
+def test_powerdown_that_the_hypervisor_tells_of(known, ctrl_dir):
+  known.connect(BEGINNING, event("SHUTDOWN", USER))
+  known.monitored.read()
+  mark(ctrl_dir, ".powerdown", seconds=1)
+  known.monitored.read()
+  assert not (ctrl_dir / "web1.shutdown").exists()
+  known.monitored.judge(Attempt(Result.NO_SOCKET))
+  assert known.verdicts == ["administrator"]
+
+
+@pytest.mark.parametrize(
+  ("pieces", "reads"),
+  [
+    ([], 1),
+    ([b""], 1),
+    ([encode(GREETING), b"", encode(GREETING)], 2),
+    ([encode(GREETING), b"\0", encode(GREETING)], 2),
+    ([encode(GREETING)] * 100, 64),
+  ],
+)
+def test_reading_what_is_left(known, pieces, reads):
+  line = known.connect(*pieces)
+  known.monitored.read_out()
+  assert line.reads == reads
+
+
+@pytest.mark.parametrize(
+  ("pieces", "complaint"),
+  [
+    (
+      [],
+      "waiting for its monitor: another client holds it, or QEMU hangs;"
+      + " its end cannot be judged before that client has gone",
+    ),
+    ([encode(GREETING)], "waiting for QEMU: it has greeted, and hangs"),
+    ([encode(GREETING), NEGOTIATED], ""),
+  ],
+)
+def test_waiting(known, pieces, complaint):
+  known.monitored.complain_of_waiting()
+  known.connect(*pieces)
+  known.monitored.read_out()
+  for _ in range(2):
+    known.monitored.complain_of_waiting()
+  assert known.lines("WARNING") == (
+    [f"instance web1: {complaint}"] if complaint else []
+  )
+
+
+def _touch(monitor):
+  os.utime(monitor.path, ns=(0, 10**18))
+
+
+@pytest.mark.parametrize(
+  ("change", "hung_up", "superseded", "moved"),
+  [
+    (lambda _: None, False, False, False),
+    (lambda _: None, True, False, False),
+    (lambda monitor: monitor.path.unlink(), False, False, False),
+    (_touch, False, False, True),
+    # Its number may be given out again, then.
+    (_touch, True, True, False),
+    (
+      lambda monitor: FakeMonitor(monitor.path.parent, "web1"),
+      False,
+      True,
+      False,
+    ),
+  ],
+)
+def test_superseded(known, ctrl_dir, change, hung_up, superseded, moved):
+  monitor = FakeMonitor(ctrl_dir, "web1")
+  found = monitor.path.lstat()
+  life = Life(found.st_ino, found.st_mtime_ns)
+  known.instance.begin(life)
+  known.connect().has_hung_up = hung_up
+  # So that the number is not given out again.
+  os.link(monitor.path, ctrl_dir / "link")
+  before = len(os.listdir("/proc/self/fd"))
+  new = change(monitor)
+  after = before + (new is not None)
+  assert known.monitored.is_superseded() is superseded
+  assert known.instance.life == (life._replace(born=10**18) if moved else life)
+  assert len(os.listdir("/proc/self/fd")) == after
+  for each in filter(None, [monitor, new]):
+    each.die()
+
+
+def test_superseded_though_nothing_is_known(known, ctrl_dir):
+  monitor = FakeMonitor(ctrl_dir, "web1")
+  known.connect()
+  known.instance.begin(None)
+  assert known.monitored.is_superseded()
+  monitor.die()
 
 
 @pytest.mark.parametrize(
