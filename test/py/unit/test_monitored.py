@@ -211,6 +211,13 @@ def test_attempt_finds_another_life(known, what, row):
   assert known.shared.processes.take(means.PROCESS, float("inf")) is None
 
 
+def test_nothing_is_known_at_first(known):
+  assert known.monitored.attempts == 0
+  assert known.monitored.connection is None
+  assert known.instance.name == "web1"
+  assert known.instance.life is None
+
+
 def test_verdict_cannot_be_delivered(known, ctrl_dir):
   known.learn("attached")
   known.shared.place.directory = ControlDirectory(str(ctrl_dir), None, ".kvmd")
@@ -354,8 +361,10 @@ def test_reading_what_is_left(known, pieces, reads):
   [
     (
       [],
-      "waiting for its monitor: another client holds it, or QEMU hangs;"
-      + " its end cannot be judged before that client has gone",
+      (
+        "waiting for its monitor: another client holds it, or QEMU hangs; its"
+        " end cannot be judged before that client has gone"
+      ),
     ),
     ([encode(GREETING)], "waiting for QEMU: it has greeted, and hangs"),
     ([encode(GREETING), NEGOTIATED], ""),
