@@ -244,8 +244,12 @@ class MonitorFollower:
       # Doubling forever would leave the range of a float, after a day or so.
       doublings = min(monitor.attempts - 1, _MAX_DOUBLINGS)
       delay = self._timing.retry * 2**doublings
+    name = monitor.instance.name
     if delay < self._timing.rescan:
-      self._schedule(monitor.instance.name, delay)
+      self._schedule(name, delay)
+    else:
+      # The next rescan does it, not the end of the wait for a greeting.
+      self._timers.cancel(name)
 
   def _schedule(self, name: str, delay: float) -> None:
     self._timers.set(name, time.monotonic() + delay)

@@ -21,6 +21,7 @@ import means
 import pytest
 from fake_monitor import (
   BEGINNING,
+  SIGNAL,
   USER,
   VERSION,
   FakeMonitor,
@@ -260,6 +261,59 @@ def test_connection_ends(alone, end):
   assert play.delay == end.delay
   assert play.run(record) == ["web1"]
   assert play.follower.connected == {1001: record}
+
+
+@pytest.mark.parametrize(
+  ("before", "after", "verdict"),
+  [
+    ([("POWERDOWN", None)], [("SHUTDOWN", USER)], "administrator"),
+    ([("SHUTDOWN", USER)], [], "user"),
+    ([("SHUTDOWN", USER)], [("SHUTDOWN", SIGNAL)], "user"),
+    ([("SHUTDOWN", USER)], [("RESET", None)], "killed or crashed"),
+    ([("SHUTDOWN", SIGNAL)], [], "administrator"),
+    ([("POWERDOWN", None), ("RESET", None)], [("SHUTDOWN", USER)], "user"),
+    ([], [], "killed or crashed"),
+  ],
+)
+def test_connection_is_made_anew(alone, before, after, verdict):
+  """What was learnt is kept, over any number of connections."""
+  play = alone()
+  record = play.listen("web1", BEGINNING, *(event(*each) for each in before))
+  for number in range(3):
+    play.lines[-1].pieces.append(b"")
+    play.follower.read(record)
+    assert play.run(record) == ["web1"]
+    assert len(play.lines) == number + 2
+    play.lines[-1].pieces.append(BEGINNING)
+    play.follower.read(record)
+  again = "instance web1: attached to QEMU 9.8.7 again"
+  assert play.lines_of_log.count(again) == 3
+  for each in after:
+    play.lines[-1].pieces.append(event(*each))
+    play.follower.read(record)
+  assert play.verdicts == []
+  play.lines[-1].pieces.append(b"")
+  play.follower.read(record)
+  play.fail("web1", Result.NO_SOCKET)
+  assert play.run(record) == ["web1"]
+  assert play.verdicts == [verdict]
+  assert record.monitor is None
+
+
+def test_monitor_that_always_sends_garbage(alone):
+  """However long each connection was good before."""
+  play = alone(good=0.0, rescan=1.0)
+  record = play.listen()
+  delays = []
+  for _ in range(8):
+    for piece in BEGINNING, b"garbage":
+      play.lines[-1].pieces.append(piece)
+      play.follower.read(record)
+    delays.append(play.delay)
+    play.run(record)
+  assert delays == [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, NEVER]
+  assert len(play.lines) == len(delays)
+  assert len(play.lines_of_log) <= 2 * len(delays)
 
 
 def test_monitor_lets_us_wait(alone):
@@ -633,17 +687,6 @@ def test_qemu_that_never_listens_gets_no_verdict(scene):
   monitor.quit()
   scene.fence()
   assert not scene.count("web")
-
-
-def test_stale_socket_is_tried_for_ever(scene):
-  """More often than a delay that doubles fits into a number."""
-  scene.start(timing={"rescan": 1e-9})
-  monitor = FakeMonitor(scene.ctrl_dir, "web1", listens=False)
-  for _ in range(1200):
-    scene.turn()
-  assert not scene.count("web1")
-  monitor.listen()
-  scene.serve(monitor)
 
 
 def test_stale_socket_is_replaced_by_a_new_one(scene):

@@ -636,26 +636,6 @@ def test_message_without_an_end(scene):
   assert scene.verdict("web1") == "killed or crashed"
 
 
-def test_monitor_that_always_sends_garbage_is_not_tried_all_the_time(
-  scene, monkeypatch
-):
-  """However long each connection was good before."""
-  scene.hurry(good=0.0)
-  machine = FakeMonitor(scene.ctrl_dir, "web1")
-  attempts = 0
-  end = time.monotonic() + 0.5
-  while time.monotonic() < end:
-    connection = machine.accept()
-    if connection is not None:
-      attempts += 1
-      connection.greet()
-      connection.answer()
-      connection.send(b"garbage")
-    scene.daemon.turn(0.01)
-  assert 1 < attempts < 10
-  assert len(scene.lines) < 30
-
-
 @pytest.mark.parametrize(
   "data",
   [
@@ -763,32 +743,18 @@ def test_flood_from_a_connection_that_was_superseded(scene):
   assert scene.verdicts("web1") == ["killed or crashed"]
 
 
-@pytest.mark.parametrize(
-  ("before", "after", "verdict"),
-  [
-    ([("POWERDOWN", None)], [("SHUTDOWN", USER)], "administrator"),
-    ([("SHUTDOWN", USER)], [], "user"),
-    ([("SHUTDOWN", USER)], [("SHUTDOWN", SIGNAL)], "user"),
-    ([("SHUTDOWN", USER)], [("RESET", None)], "killed or crashed"),
-    ([("SHUTDOWN", SIGNAL)], [], "administrator"),
-    ([("POWERDOWN", None), ("RESET", None)], [("SHUTDOWN", USER)], "user"),
-    ([], [], "killed or crashed"),
-  ],
-)
-def test_link_is_restarted(scene, before, after, verdict):
+def test_link_is_restarted(scene):
   qemu = scene.attach("web1")
-  for name, data in before:
-    qemu.event(name, data)
+  qemu.event("POWERDOWN")
   for _ in range(3):
     qemu.connection.close()
     qemu = scene.serve(qemu.monitor)
   assert scene.verdicts("web1") == []
   assert scene.count("web1: attached to QEMU 9.8.7 again") == 3
-  for name, data in after:
-    qemu.event(name, data)
+  qemu.event("SHUTDOWN", USER)
   qemu.quit()
-  assert scene.verdict("web1") == verdict
-  assert scene.verdicts("web1") == [verdict]
+  assert scene.verdict("web1") == "administrator"
+  assert scene.verdicts("web1") == ["administrator"]
 
 
 def test_link_ends_and_qemu_with_it_before_the_next_greeting(scene):
