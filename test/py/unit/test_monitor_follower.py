@@ -233,6 +233,7 @@ class End(NamedTuple):
     End([BEGINNING, None], 50.0, None),
     End([BEGINNING, event("STOP")], 50.0, None),
     # All was well.
+    End([BEGINNING, b""], 50.0, 0.0),
     End([BEGINNING, b""], 1.0, 0.0),
     End([BEGINNING, b""], 0.99, 0.04),
     # It never was.
@@ -568,6 +569,8 @@ def test_one_that_is_dead_lingers(
 
 def test_what_lingered_is_forgotten(alone):
   play = alone(lingering=2.0)
+  play.follower.leave(Record("web0"), is_dead=True)
+  play.now += 1.0
   play.follower.leave(Record("web1"), is_dead=True)
   play.now += 1.0
   play.follower.leave(Record("web2"), is_dead=True)
@@ -601,6 +604,10 @@ def test_more_than_there_is_room_for(alone):
   # The first is known, and is tried all the same, lest it be lost.
   assert play.run(*records) == ["web0"]
   assert play.tried == ["web0", "web1", name, "web0"]
+  # That is one more than there is room for.
+  records.append(play.listen("web4"))
+  assert play.follower.shortage() == shortage(2, 26)
+  play.follower.drop(records.pop())
   (waiting,) = {"web2", "web3"} - {name}
   play.follower.drop(records[int(waiting[-1])])
   assert play.follower.shortage() == ""
