@@ -7,7 +7,6 @@
 - L{boot_sector}: a guest that boots in a tenth of a second
 - L{linux}: a small Linux
 - L{endings}: the ways in which a guest goes down, and the right verdicts
-- L{daemon}: ganeti-kvmd beside them
 - L{stage}: a control directory, for all of them
 - L{lifetime}: processes and directories that go when their owner goes
 
