@@ -140,9 +140,13 @@ in_tree() {
       environment+=("$variable=${!variable}")
     fi
   done
+  # In a chroot there are no user namespaces, which some tests need.
+  cd "$tree" || return
+  pivot_root . .
+  umount --lazy .
+  cd /
   # This shell stays: as the first process it reaps those that lost theirs.
-  env -i "${environment[@]}" \
-    chroot "$tree" /bin/bash -c 'cd /src; exec "$@"' bash "$@"
+  env -i "${environment[@]}" /bin/bash -c 'cd /src; exec "$@"' bash "$@"
 }
 
 mount_devices() {
