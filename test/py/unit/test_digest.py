@@ -92,7 +92,7 @@ def test_essence_of_hostile_data_is_small_and_the_same(data):
 
 TIMED = st.lists(
   st.tuples(
-    st.sampled_from(["POWERDOWN", "RESET", "RESUME", "SHUTDOWN", "STOP"]),
+    st.sampled_from(sorted(lifecycle.EVENTS)),
     st.integers(1, 9),
   ),
   max_size=9,
