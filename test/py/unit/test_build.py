@@ -90,6 +90,7 @@ class TestTarball:
       if "__pycache__" not in name and not name.endswith(("~", ".swp"))
     }
     wanted |= {
+      "CONTRIBUTING.md",
       "COPYING",
       "NEWS",
       "README.md",

@@ -15,7 +15,13 @@ import pytest
 _SOURCE = pathlib.Path(__file__).resolve().parents[3]
 _LIB = _SOURCE / "lib"
 _DESIGN = _SOURCE / "doc" / "design.md"
-_DOCUMENTS = [_DESIGN, *sorted((_SOURCE / "doc" / "decisions").glob("*.md"))]
+_DECISIONS = sorted((_SOURCE / "doc" / "decisions").glob("*.md"))
+_DOCUMENTS = [
+  _SOURCE / "CONTRIBUTING.md",
+  _SOURCE / "README.md",
+  _DESIGN,
+  *_DECISIONS,
+]
 
 #: What each module imports of the others, for its types as well. The daemon's
 #: go by their names under lib/kvmd, the others' have their folder in front.
@@ -141,7 +147,9 @@ _STOCK = "ganeti.hypervisor.hv_kvm.stock"
 #: What is quoted in a document, as `monitor._READ_SIZE`; no file.
 _QUOTED = re.compile(r"`([a-z_]+)\.(?!py`)([A-Za-z_]+)`")
 _TEST = re.compile(r"\b(test_[a-z_]+\.py)::(\w+)")
-_PATH = re.compile(r"\b(?:lib|test|devel|doc)/[\w./-]*\w")
+_PATH = re.compile(
+  r"(?<![\w/-])(?:lib|test|devel|doc|man|autotools)/[\w./-]*\w"
+)
 _LINK = re.compile(r"\]\(([^)#:]+)\)")
 
 
@@ -264,7 +272,8 @@ def test_what_is_quoted_exists(document: pathlib.Path) -> None:
 
 
 def test_every_decision_is_dated() -> None:
-  for document in _DOCUMENTS[1:]:
+  assert _DECISIONS
+  for document in _DECISIONS:
     text = document.read_text()
     assert re.match(r"# .+\n\n20\d\d-\d\d-\d\d", text), document
     assert "**What would change it.**" in text, document
