@@ -374,7 +374,7 @@ class TestCluster:
           raise asked["answer"]
         return asked["answer"]
 
-    monkeypatch.setattr(kvmd, "ssconf", Ssconf(), raising=False)
+    monkeypatch.setattr("ganeti.kvmd.node.ssconf", Ssconf(), raising=False)
 
     def ask(answer):
       asked["answer"] = answer
