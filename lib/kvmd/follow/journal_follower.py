@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 
 from ganeti.kvmd.core.following import Fact, State
 from ganeti.kvmd.core.timers import Timers
-from ganeti.kvmd.follow.journal_keeper import JournalKeeper, Wish
-from ganeti.kvmd.follow.journal_reader import Calls, JournalReader
+from ganeti.kvmd.follow.journal_keeper import JournalKeeper
+from ganeti.kvmd.follow.journal_reader import JournalReader
 from ganeti.kvmd.follow.journaled import Journaled
 from ganeti.kvmd.node import journal_files
 from ganeti.kvmd.node.ctrldir import MissingDirectoryError
@@ -29,13 +29,17 @@ from ganeti.kvmd.node.journal_files import JournalError
 from ganeti.kvmd.node.processes import is_alive
 
 if TYPE_CHECKING:
-  from collections.abc import Callable
+  from collections.abc import Callable, Iterator
   from typing import Optional
 
   from ganeti.kvmd.follow.record import Do, Record
   from ganeti.kvmd.follow.shared import Shared
   from ganeti.kvmd.node.ctrldir import Life
   from ganeti.kvmd.node.journal_files import JournalFiles
+
+
+#: With these a journal is over and done with.
+_LAST = {Fact.OVERDUE, Fact.OUTDATED, Fact.GONE, Fact.DELIVERED}
 
 
 class JournalFollower:
@@ -55,16 +59,12 @@ class JournalFollower:
     self._report = report
     self._timers = Timers()
     self._keeper = JournalKeeper(shared, self._timers)
-    calls = Calls(report, self.forget, self._report_open)
-    self._reader = JournalReader(shared, self._timers, calls)
-    # The names of all that have a journal.
-    self._names: set[str] = set()
+    self._reader = JournalReader(shared, self._timers, self._note)
 
   @property
   def due(self) -> float:
     """When L{run} is to be called, by the monotonic clock."""
-    due = min(self._timers.due, self._reader.due)
-    return min(due, self._keeper.due) if self._names else due
+    return min(self._timers.due, self._reader.due, self._keeper.due)
 
   def run(self, now: float, do: Do) -> None:
     """Does what is due.
@@ -76,30 +76,19 @@ class JournalFollower:
     for name in self._timers.take(now):
       do(self._look_when_due, name)
     self._work(now + self._timing.journals, do)
-    if self._names:
-      self._keeper.look_around(now, self._names)
+    self._keeper.look_around(now)
     self._reader.remove_judged(now, do)
 
   def look(self, record: Record) -> None:
     """Finds out about the journal of one that something has become of."""
-    self._open(record, self._look_into)
+    with self._troubles(record), self._opened(record) as files:
+      self._look_into(record, files)
 
   def look_after_closing(self, record: Record) -> None:
-    """Looks at a journal that was closed after writing.
-
-    The kernel tells of that just before it counts: six times in 20,000 the
-    daemon was faster. So it looks again later if the journal counts as open.
-
-    """
-    self.look(record)
-    known = record.journal
-    if known is None or record.state is not State.WRITTEN:
-      return
-    known.delay = 2 * known.delay or self._timing.retry
-    if known.delay < self._timing.opening:
-      self._schedule(record, known.delay)
-    else:
-      known.delay = 0.0
+    """Looks at a journal that was closed after writing."""
+    if record.journal is not None:
+      record.journal.delay = 0.0
+    self._look_until_closed(record)
 
   def look_again(self, record: Record, *, thoroughly: bool) -> None:
     """Sees whether anything of one was missed.
@@ -126,11 +115,17 @@ class JournalFollower:
   def forget(self, record: Record) -> None:
     """Follows one no longer by its journal."""
     self._timers.cancel(record.name)
-    self._names.discard(record.name)
+    self._keeper.forget(record.name)
     self._reader.forget(record.name)
     known, record.journal = record.journal, None
     if known is not None:
       known.part()
+
+  def _note(self, record: Record, fact: Fact) -> None:
+    """Reports what became known; of a journal that is over nothing is kept."""
+    if fact in _LAST:
+      self.forget(record)
+    self._report(record, fact)
 
   def _work(self, stop: float, do: Do) -> None:
     """Reads, and looks at who fills the disk, until it is time to stop."""
@@ -154,26 +149,38 @@ class JournalFollower:
     if record.state is State.AWAITED:
       self.look(record)
       if record.journal is known and record.state is State.AWAITED:
-        self.forget(record)
-        self._report(record, Fact.OVERDUE)
+        self._note(record, Fact.OVERDUE)
     elif record.state is State.READ:
       self._reader.queue(record, known)
     elif record.state is State.WRITTEN and known.delay:
-      self.look_after_closing(record)
+      self._look_until_closed(record)
     else:
       self._check_growth(record)
 
-  def _open(
-    self, record: Record, act: Callable[[Record, JournalFiles], None]
-  ) -> None:
-    """Does something with a journal, and acts on what is wrong with it."""
-    try:
-      with journal_files.opened(
-        self._shared.place.directory, record.name
-      ) as files:
-        act(record, files)
-    except MissingDirectoryError:
+  def _look_until_closed(self, record: Record) -> None:
+    """Looks at a journal, and looks again later if it counts as open.
+
+    The kernel tells of the closing just before it counts: six times in 20,000
+    the daemon was faster.
+
+    """
+    self.look(record)
+    known = record.journal
+    if known is None or record.state is not State.WRITTEN:
       return
+    known.delay = 2 * known.delay or self._timing.retry
+    if known.delay < self._timing.opening:
+      self._schedule(record, known.delay)
+    else:
+      known.delay = 0.0
+
+  @contextlib.contextmanager
+  def _troubles(self, record: Record) -> Iterator[None]:
+    """Acts on what is wrong with a journal."""
+    try:
+      yield
+    except MissingDirectoryError:
+      pass
     except FileNotFoundError:
       self._reader.lose(record)
     except JournalError as err:
@@ -181,85 +188,49 @@ class JournalFollower:
     except OSError as err:
       self._complain(record, err)
 
+  def _opened(
+    self, record: Record
+  ) -> contextlib.AbstractContextManager[JournalFiles]:
+    return journal_files.opened(self._shared.place.directory, record.name)
+
   def _look_into(self, record: Record, files: JournalFiles) -> None:
     known = self._identify(record, files.life)
     if record.is_journaled or record.state is State.MONITOR:
-      self._find_state(record, known, files)
+      self._reader.look(record, known, files)
     elif record.state is State.USELESS and not files.is_being_written:
       with contextlib.suppress(BlockingIOError):
         known.remove()
-        self.forget(record)
-        self._report(record, Fact.GONE)
+        self._note(record, Fact.GONE)
 
   def _identify(self, record: Record, life: Optional[Life]) -> Journaled:
     """Returns what is known of a life by its journal; it may be a new one."""
     known = record.journal
-    if known is not None and known.life is None and life is not None:
-      known.identify(life)
-    elif known is not None and known.life != life:
-      self._reader.supersede(record)
+    if known is not None and known.life != life:
+      if known.life is None:
+        known.identify(life)
+      else:
+        self._reader.supersede(record, known)
     if record.journal is None:
       record.journal = Journaled(record.name, life, self._shared)
-      self._names.add(record.name)
+      self._keeper.add(record.name)
     return record.journal
-
-  def _find_state(
-    self, record: Record, known: Journaled, files: JournalFiles
-  ) -> None:
-    before = record.state
-    if files.is_being_written:
-      self._report_open(record, known, files)
-    elif files.extent().size:
-      self._report(record, Fact.CLOSED)
-      if before is not State.READ:
-        # Most are short: then that is all.
-        self._reader.read(record, known, files, seconds=0.0)
-    else:
-      self._report(record, Fact.EMPTY)
-      if before is not State.AWAITED or record.name not in self._timers:
-        self._schedule(record, self._timing.opening)
-
-  def _report_open(
-    self, record: Record, known: Journaled, files: JournalFiles
-  ) -> None:
-    """Takes note that a QEMU writes its journal."""
-    if not known.was_written:
-      known.open(files)
-      known.instance.log("its QEMU keeps a journal, and is not connected to")
-    self._report(record, Fact.OPEN)
-    known.meet()
 
   def _read(self, record: Record) -> None:
     """Reads on in a journal."""
-    if record.journal is not None:
-      record.journal.is_queued = False
-      if record.state in {State.WRITTEN, State.READ}:
-        self._open(record, self._read_into)
-
-  def _read_into(self, record: Record, files: JournalFiles) -> None:
     known = record.journal
-    if known is not None and files.life == known.life:
-      self._reader.read(record, known, files, self._timing.journals)
-    else:
-      self._look_into(record, files)
+    if known is None or record.state not in {State.WRITTEN, State.READ}:
+      return
+    with self._troubles(record), self._opened(record) as files:
+      if files.life == known.life:
+        self._reader.read(record, known, files, self._timing.journals)
+      else:
+        self._look_into(record, files)
 
   def _check_growth(self, record: Record) -> None:
     """Sees to it that a journal has room, and does not take all there is."""
-    wish = self._keeper.check(record)
-    if wish is Wish.LOOK:
-      self.look(record)
-    elif wish is Wish.READ and record.journal is not None:
-      self._reader.queue(record, record.journal)
-    elif wish is Wish.RESERVE:
-      self._open(record, self._reserve)
-    elif wish is Wish.DISTRUST:
-      err = JournalError("it is long, and the file system nearly full")
-      self._distrust(record, err)
-
-  def _reserve(self, record: Record, files: JournalFiles) -> None:
-    if not self._keeper.reserve(files) and record.journal is not None:
-      # What it does not need any more makes room.
-      self._reader.queue(record, record.journal)
+    with self._troubles(record):
+      if self._keeper.check(record) and record.journal is not None:
+        self._reader.queue(record, record.journal)
 
   def _distrust(self, record: Record, err: JournalError) -> None:
     """Does without a journal that something is wrong with."""
@@ -271,7 +242,7 @@ class JournalFollower:
     known.instance.complain(
       "its journal is of no use: %s; listening to its monitor instead", err
     )
-    self._report(record, Fact.USELESS)
+    self._note(record, Fact.USELESS)
     self._keeper.cut(record.name, self._timing.space)
 
   def _complain(self, record: Record, err: OSError) -> None:
@@ -282,6 +253,6 @@ class JournalFollower:
       err.filename,
       err.strerror,
     )
-    self._report(record, Fact.UNKNOWN)
+    self._note(record, Fact.UNKNOWN)
     if record.name not in self._timers:
       self._schedule(record, self._timing.opening)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import enum
 import errno
 import os
 import time
@@ -20,37 +19,18 @@ from typing import TYPE_CHECKING
 from ganeti.kvmd.core.following import State
 from ganeti.kvmd.node import journal_files
 from ganeti.kvmd.node.ctrldir import MissingDirectoryError
+from ganeti.kvmd.node.journal_files import JournalError
 from ganeti.kvmd.node.journal_space import LONG
 
 if TYPE_CHECKING:
-  from collections.abc import Iterable
   from typing import Optional
 
   from ganeti.kvmd.core.timers import Timers
   from ganeti.kvmd.follow.record import Record
   from ganeti.kvmd.follow.shared import Shared
-  from ganeti.kvmd.node.journal_files import JournalFiles
 
 #: The file system is nearly full when less than that share of it is free.
 _SCARCE = 1 / 16
-
-
-class Wish(enum.Enum):
-  """What is to be done about a journal.
-
-  @cvar NOTHING: all is well
-  @cvar LOOK: it is gone: look at it
-  @cvar READ: what is read can be given back
-  @cvar RESERVE: there is to be more room for last words
-  @cvar DISTRUST: there is no room for it
-
-  """
-
-  NOTHING = enum.auto()
-  LOOK = enum.auto()
-  READ = enum.auto()
-  RESERVE = enum.auto()
-  DISTRUST = enum.auto()
 
 
 class JournalKeeper:
@@ -65,6 +45,8 @@ class JournalKeeper:
     self._shared = shared
     self._timing = shared.timing
     self._timers = timers
+    # Those who have a journal.
+    self._names: set[str] = set()
     # Those whose growth is to be looked at, as the file system is full.
     self._suspects: collections.deque[str] = collections.deque()
     self._next = 0.0
@@ -72,45 +54,57 @@ class JournalKeeper:
   @property
   def due(self) -> float:
     """When L{look_around} is to be called, by the monotonic clock."""
+    if not self._names:
+      return float("inf")
     return 0.0 if self._suspects else self._next
 
-  def look_around(self, now: float, names: Iterable[str]) -> None:
+  def add(self, name: str) -> None:
+    """Looks after an instance's journal from now on."""
+    self._names.add(name)
+
+  def forget(self, name: str) -> None:
+    """Looks after an instance's journal no longer."""
+    self._names.discard(name)
+
+  def look_around(self, now: float) -> None:
     """Suspects all, now and then, where the file system is nearly full.
 
     @param now: seconds of the monotonic clock
-    @param names: of the instances that have a journal
 
     """
-    if now >= self._next:
+    if now >= self.due:
       self._next = now + self._timing.space
       if not self._suspects and self._is_scarce():
-        self._suspects.extend(names)
+        self._suspects.extend(self._names)
 
   def take(self) -> Optional[str]:
     """Takes the name of the one to L{check} next, if any."""
     return self._suspects.popleft() if self._suspects else None
 
-  def check(self, record: Record) -> Wish:
-    """Sees what a journal needs, and when it is to be looked at again."""
+  def check(self, record: Record) -> bool:
+    """Sees to it that a journal has room, and does not take all there is.
+
+    @return: whether it has to be read for that
+    @raise JournalError: if there is no room for it
+    @raise OSError: if that cannot be found out, or made
+
+    """
     known = record.journal
     if known is None or record.state not in {State.WRITTEN, State.USELESS}:
-      return Wish.NOTHING
-    extent = journal_files.extent(self._shared.place.directory, record.name)
-    if extent is None:
-      return Wish.LOOK
-    needed = known.measure(extent)
+      return False
+    directory = self._shared.place.directory
+    needed = known.measure(journal_files.extent(directory, record.name))
     if record.state is State.USELESS:
       delay = self._timing.cut if needed.is_fast else self._timing.space
       self.cut(record.name, delay)
-      return Wish.NOTHING
-    lasts = needed.lasts
-    if lasts is not None and lasts < self._timing.hurry and not known.delay:
-      self._schedule(record.name, max(self._timing.space, lasts))
+      return False
+    if needed.lasts < self._timing.hurry and not known.delay:
+      self._schedule(record.name, max(self._timing.space, needed.lasts))
     if needed.is_behind and self._is_scarce():
-      return Wish.DISTRUST
+      raise JournalError("it is long, and the file system nearly full")
     if needed.is_long:
-      return Wish.READ
-    return Wish.RESERVE if needed.is_short_of_room else Wish.NOTHING
+      return True
+    return needed.is_short_of_room and not self._reserve(record.name)
 
   def cut(self, name: str, delay: float) -> None:
     """Gives back some of what a journal takes that is of no use.
@@ -120,26 +114,22 @@ class JournalKeeper:
 
     """
     more = False
-    with contextlib.suppress(journal_files.JournalError, OSError):
+    with contextlib.suppress(JournalError, OSError):
       with journal_files.opened(self._shared.place.directory, name) as files:
         if files.extent().allocated > LONG:
           files.cut()
           more = files.extent().allocated > LONG
     self._schedule(name, 0.0 if more else delay)
 
-  @staticmethod
-  def reserve(files: JournalFiles) -> bool:
-    """Makes room for last words.
-
-    @return: whether there is any
-    @raise OSError: if it fails for another reason than that
-
-    """
+  def _reserve(self, name: str) -> bool:
+    """Makes room for last words, and tells whether there is any."""
     try:
-      files.reserve()
+      with journal_files.opened(self._shared.place.directory, name) as files:
+        files.reserve()
     except OSError as err:
       if err.errno != errno.ENOSPC:
         raise
+      # What it does not need any more makes room.
       return False
     return True
 

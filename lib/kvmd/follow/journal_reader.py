@@ -12,13 +12,12 @@ from __future__ import annotations
 import collections
 import contextlib
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ganeti.kvmd.core.following import Fact, State
-from ganeti.kvmd.core.marks import Mark
 from ganeti.kvmd.follow.instance import Ending
 from ganeti.kvmd.follow.journaled import Progress
-from ganeti.kvmd.node import journal, mark_files
+from ganeti.kvmd.node import journal
 from ganeti.kvmd.node.ctrldir import MissingDirectoryError
 from ganeti.kvmd.node.journal_files import JournalError
 
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
   from collections.abc import Callable
   from typing import Optional
 
+  from ganeti.kvmd.core import lifecycle
   from ganeti.kvmd.core.timers import Timers
   from ganeti.kvmd.follow.journaled import Journaled
   from ganeti.kvmd.follow.record import Do, Record
@@ -33,36 +33,25 @@ if TYPE_CHECKING:
   from ganeti.kvmd.node.journal_files import JournalFiles
 
 
-class Calls(NamedTuple):
-  """Whom to tell what.
-
-  @ivar report: what becomes known of a journal
-  @ivar forget: that one is not followed by its journal any more
-  @ivar opened: that a QEMU has a journal open
-
-  """
-
-  report: Callable[[Record, Fact], None]
-  forget: Callable[[Record], None]
-  opened: Callable[[Record, Journaled, JournalFiles], None]
-
-
 class JournalReader:
   """Reads journals, and gives verdicts by them."""
 
-  def __init__(self, shared: Shared, timers: Timers, calls: Calls) -> None:
+  def __init__(
+    self, shared: Shared, timers: Timers, note: Callable[[Record, Fact], None]
+  ) -> None:
     """Has nothing to read yet.
 
     @param timers: where to note when a journal is to be looked at again
+    @param note: called with what becomes known of a journal
 
     """
     self._shared = shared
     self._timers = timers
-    self._report, self._forget, self._opened = calls
+    self._note = note
     # Those whose journal is to be read: nothing was read of it yet, or it takes
-    # longer.
-    self._fresh: collections.deque[str] = collections.deque()
-    self._long: collections.deque[str] = collections.deque()
+    # longer. In the order of their turns; the values mean nothing.
+    self._fresh: collections.OrderedDict[str, None] = collections.OrderedDict()
+    self._long: collections.OrderedDict[str, None] = collections.OrderedDict()
     # Those whose journal is to be removed, as the verdict is given.
     self._judged: set[str] = set()
     self._next = 0.0
@@ -76,15 +65,30 @@ class JournalReader:
 
   def queue(self, record: Record, known: Journaled) -> None:
     """Lets a journal be read, or read on, when it is its turn."""
-    if not known.is_queued:
-      known.is_queued = True
+    if record.name not in self._fresh and record.name not in self._long:
       is_fresh = record.state is State.READ and not known.has_begun
-      (self._fresh if is_fresh else self._long).append(record.name)
+      (self._fresh if is_fresh else self._long)[record.name] = None
 
   def take(self) -> Optional[str]:
     """Takes the name of the one whose journal is to be read next, if any."""
     queue = self._fresh or self._long
-    return queue.popleft() if queue else None
+    return queue.popitem(last=False)[0] if queue else None
+
+  def look(self, record: Record, known: Journaled, files: JournalFiles) -> None:
+    """Finds out how far a journal has come.
+
+    @raise JournalError: if it is of no use, and a QEMU has it open
+    @raise OSError: if it cannot be read
+
+    """
+    if files.is_being_written:
+      self._meet(record, known, files)
+    elif not files.extent().size:
+      self._expect(record)
+    elif record.state is not State.READ:
+      self._note(record, Fact.CLOSED)
+      # Most are short: then that is all.
+      self.read(record, known, files, seconds=0.0)
 
   def read(
     self,
@@ -100,19 +104,16 @@ class JournalReader:
     @raise OSError: if it cannot be read
 
     """
-    marked = mark_files.marked_at(
-      self._shared.place.directory, Mark.POWERDOWN, record.name, files.life
-    )
-    rule = self._shared.rule
     try:
-      progress = known.read_on(files, rule, marked, seconds)
+      progress = known.read_on(files, seconds)
       if progress is Progress.UP_TO_DATE:
-        self._opened(record, known, files)
+        self._meet(record, known, files)
         known.condense(files)
     except JournalError as err:
       if files.is_being_written:
         raise
-      self._judge(record, known, journal.useless(files, rule, err))
+      found = journal.useless(files, self._shared.rule, err)
+      self._judge(record, known, found)
       return
     if progress is Progress.UNFINISHED:
       self.queue(record, known)
@@ -120,9 +121,7 @@ class JournalReader:
       assert known.reading is not None
       self._judge(record, known, known.reading.record(files))
     elif progress is Progress.SILENT:
-      self._report(record, Fact.EMPTY)
-      opening = self._shared.timing.opening
-      self._timers.set(record.name, time.monotonic() + opening)
+      self._expect(record)
 
   def remove_judged(self, now: float, do: Do) -> None:
     """Removes the journals of those whose verdict is delivered.
@@ -144,13 +143,10 @@ class JournalReader:
     if record.state is State.JUDGED:
       self.remove(record)
       return
-    was_followed = known.was_written and record.is_journaled
-    self._forget(record)
-    if was_followed:
+    if known.was_written and record.is_journaled:
       state = journal.lost(self._shared.rule)
-      known.instance.conclude(state, known.seconds(time.time_ns()))
-      self._shared.verdicts.end(known.instance)
-    self._report(record, Fact.GONE)
+      self._end(known, state, time.time_ns())
+    self._note(record, Fact.GONE)
 
   def remove(self, record: Record) -> None:
     """Removes a journal that is of no use any more, as it is judged."""
@@ -168,45 +164,67 @@ class JournalReader:
     except OSError:
       # The hypervisor is at work there, say; it is tried again.
       return
-    self._forget(record)
-    self._report(record, Fact.DELIVERED)
+    self._note(record, Fact.DELIVERED)
 
-  def supersede(self, record: Record) -> None:
+  def supersede(self, record: Record, known: Journaled) -> None:
     """Gives up a journal in whose place there is another."""
-    known = record.journal
-    if known is None or record.state is not State.JUDGED:
+    if record.state is not State.JUDGED:
       self.lose(record)
       return
     # What cannot be delivered now is of no use any more.
     self._shared.verdicts.settle(known.instance)
     self._shared.verdicts.forget(known.instance)
-    self._forget(record)
-    self._report(record, Fact.DELIVERED)
+    self._note(record, Fact.DELIVERED)
 
   def forget(self, name: str) -> None:
-    """Does not remove a journal."""
+    """Neither reads nor removes a journal."""
     self._judged.discard(name)
+    for queue in self._fresh, self._long:
+      queue.pop(name, None)
+
+  def _meet(
+    self, record: Record, known: Journaled, files: JournalFiles
+  ) -> None:
+    """Takes note that a QEMU writes its journal."""
+    if not known.was_written:
+      known.open(files)
+    self._note(record, Fact.OPEN)
+    # Not before its monitor is left, which forgets the process.
+    known.meet()
+
+  def _expect(self, record: Record) -> None:
+    """Takes note that no QEMU has opened its journal yet."""
+    was_expected = record.state is State.AWAITED and record.name in self._timers
+    self._note(record, Fact.EMPTY)
+    if not was_expected:
+      opening = self._shared.timing.opening
+      self._timers.set(record.name, time.monotonic() + opening)
 
   def _judge(
     self, record: Record, known: Journaled, found: journal.Record
   ) -> None:
     """Gives the verdict on an instance whose QEMU has ended."""
-    self._report(record, Fact.CLOSED)
+    self._note(record, Fact.CLOSED)
     known.reading = None
-    known.part()
     directory = self._shared.place.directory
     if directory.is_journal_outdated(record.name, found.written_at):
       self._pass_over(record, known, found)
       return
-    self._report(record, Fact.COMPLETE)
+    self._note(record, Fact.COMPLETE)
     # A process that was killed says nothing at its end, which was later then.
     is_announced = found.lifecycle.announced is not None
     ended = found.written_at if is_announced else time.time_ns()
-    known.instance.conclude(found.lifecycle, known.seconds(ended))
-    self._shared.verdicts.end(known.instance)
+    self._end(known, found.lifecycle, ended)
     self._judged.add(record.name)
     # Where many end at once, all are judged before the first is tidied up.
     self._next = 0.0
+
+  def _end(
+    self, known: Journaled, state: lifecycle.Lifecycle, ended: int
+  ) -> None:
+    known.part()
+    known.instance.conclude(state, known.seconds(ended))
+    self._shared.verdicts.end(known.instance)
 
   def _pass_over(
     self, record: Record, known: Journaled, found: journal.Record
@@ -218,7 +236,6 @@ class JournalReader:
       "; that is not marked, as it seems to have been started since without a"
       " journal",
     )
-    self._forget(record)
     with contextlib.suppress(OSError):
       known.remove()
-    self._report(record, Fact.OUTDATED)
+    self._note(record, Fact.OUTDATED)

@@ -9,18 +9,19 @@ import enum
 import time
 from typing import TYPE_CHECKING
 
+from ganeti.kvmd.core.marks import Mark
 from ganeti.kvmd.follow.instance import Instance
 from ganeti.kvmd.node import (
   connection,
   journal,
   journal_files,
   journal_space,
+  mark_files,
 )
 
 if TYPE_CHECKING:
   from typing import Optional
 
-  from ganeti.kvmd.core import lifecycle
   from ganeti.kvmd.follow.shared import Shared
   from ganeti.kvmd.node.ctrldir import Life
   from ganeti.kvmd.node.journal_files import Extent, JournalFiles
@@ -51,7 +52,6 @@ class Journaled:
   @ivar reading: what was read since the digest; None if nothing was
   @ivar delay: how long the last wait for its closing to count was, in seconds;
     0 if it was not closed
-  @ivar is_queued: whether it is to be read in another turn
   @ivar was_written: whether a QEMU was seen to have it open
 
   """
@@ -63,7 +63,6 @@ class Journaled:
     "_shared",
     "delay",
     "instance",
-    "is_queued",
     "life",
     "reading",
     "was_written",
@@ -74,7 +73,6 @@ class Journaled:
     self._shared = shared
     self.reading: Optional[journal.Reading] = None
     self.delay = 0.0
-    self.is_queued = False
     self.was_written = False
     # How many bytes the digest covers.
     self._covered = 0
@@ -134,26 +132,29 @@ class Journaled:
     """Takes note that a QEMU has it open.
 
     @raise JournalError: if it is of no use
+    @raise OSError: if it cannot be read
 
     """
     self._covered = files.read_digest().position
     self._extent, self._looked = files.extent(), time.monotonic()
     self.was_written = True
+    self.instance.log("its QEMU keeps a journal, and is not connected to")
 
-  def read_on(
-    self,
-    files: JournalFiles,
-    rule: lifecycle.Rule,
-    marked: Optional[float],
-    seconds: float,
-  ) -> Progress:
+  def read_on(self, files: JournalFiles, seconds: float) -> Progress:
     """Reads on, for a while.
 
-    The parameters are those of L{journal.Reading}, and so are the errors.
+    @param seconds: how long it may take
+    @raise JournalError: if it is of no use
+    @raise OSError: if it cannot be read
 
     """
+    shared, name = self._shared, self.instance.name
+    marked = mark_files.marked_at(
+      shared.place.directory, Mark.POWERDOWN, name, files.life
+    )
     if self.reading is None:
-      self.reading = journal.Reading(files, rule)
+      self.reading = journal.Reading(files, shared.rule)
+      self._covered = self.reading.position
     self.reading.advance(files, marked, seconds)
     if not self.reading.is_complete:
       return Progress.UNFINISHED
@@ -175,11 +176,10 @@ class Journaled:
 
     """
     assert self.reading is not None
-    digest = self.reading.digest
-    behind = files.extent().size - digest.position
-    if behind > max(journal_space.OUTPACED, digest.position - self._covered):
+    digest, self.reading = self.reading.digest, None
+    size = files.extent().size
+    if journal_space.is_outpaced(self._covered, digest.position, size):
       raise journal_files.JournalError("it is written faster than it is read")
-    self.reading = None
     try:
       files.give_back(digest)
     except BlockingIOError:

@@ -88,7 +88,7 @@ class Table:
 
   def journal_closed(self, name: str) -> None:
     """Takes note that an instance's journal was closed after writing."""
-    self._do(self._look_after_closing, name)
+    self._do(self._journals.look_after_closing, name)
 
   def monitor_appeared(self, name: str) -> None:
     """Takes note that an instance has made its monitor."""
@@ -161,11 +161,6 @@ class Table:
     self._journals.look(record)
     if not record.is_journaled:
       self._listen(record)
-
-  def _look_after_closing(self, record: Record) -> None:
-    if record.journal is not None:
-      record.journal.delay = 0.0
-    self._journals.look_after_closing(record)
 
   def _take_up(self, record: Record, *, is_marked: bool) -> None:
     """Listens to one that has a monitor, unless its journal is followed."""

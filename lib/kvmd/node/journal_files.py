@@ -45,7 +45,6 @@ from ganeti.kvmd.node.ctrldir import (
 
 if TYPE_CHECKING:
   from collections.abc import Iterator
-  from typing import Optional
 
   from ganeti.kvmd.node.ctrldir import ControlDirectory
 
@@ -165,9 +164,7 @@ def opened(directory: ControlDirectory, name: str) -> Iterator[JournalFiles]:
   """
   life = directory.journaled_life(name)
   if life is None:
-    raise FileNotFoundError(
-      errno.ENOENT, os.strerror(errno.ENOENT), name + JOURNAL_EVENTS
-    )
+    raise _missing(name + JOURNAL_EVENTS)
   with _opened_events(directory, name, life, os.O_RDONLY) as events:
     yield JournalFiles(directory, name, events, life)
 
@@ -315,15 +312,21 @@ class JournalFiles:
     return _opened_events(self._directory, self._name, self.life, os.O_RDWR)
 
 
-def extent(directory: ControlDirectory, name: str) -> Optional[Extent]:
+def extent(directory: ControlDirectory, name: str) -> Extent:
   """Tells how much there is of an instance's journal, without opening it.
 
-  @return: None if it has none
+  @raise FileNotFoundError: if it has none
   @raise OSError: if that cannot be found out
 
   """
   found = directory.find(name + JOURNAL_EVENTS)
-  return None if found is None else _extent(found)
+  if found is None:
+    raise _missing(name + JOURNAL_EVENTS)
+  return _extent(found)
+
+
+def _missing(name: str) -> FileNotFoundError:
+  return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
 
 
 def _extent(found: os.stat_result) -> Extent:
@@ -382,8 +385,7 @@ def _opened_events(
     descriptor = own_files.open_own(directory.descriptor, name, flags)
   try:
     if os.fstat(descriptor).st_ino != life.inode:
-      reason = "replaced by that of another life"
-      raise FileNotFoundError(errno.ENOENT, reason, name)
+      raise _missing(name)
     yield descriptor
   finally:
     os.close(descriptor)

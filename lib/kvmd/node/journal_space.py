@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from ganeti.kvmd.node.journal_files import RESERVED
 
 if TYPE_CHECKING:
-  from typing import Optional
-
   from ganeti.kvmd.node.journal_files import Extent
 
 #: A journal that takes more than so many bytes is condensed.
@@ -27,7 +25,7 @@ _USED_UP = RESERVED // 4
 
 #: A journal is written faster than it can be read if so many bytes, and more
 #: than were read, came while it was read.
-OUTPACED = 1024 * 1024
+_OUTPACED = 1024 * 1024
 
 
 class Need(NamedTuple):
@@ -37,8 +35,8 @@ class Need(NamedTuple):
   @ivar is_short_of_room: whether room is to be reserved for last words
   @ivar is_behind: whether it is more than a nearly full file system can bear
   @ivar is_fast: whether it grows so much that it may fill the file system
-  @ivar lasts: how long the room lasts at this pace, in seconds; None if the
-    journal does not grow
+  @ivar lasts: how long the room lasts at this pace, in seconds; infinite if
+    the journal does not grow
 
   """
 
@@ -46,7 +44,7 @@ class Need(NamedTuple):
   is_short_of_room: bool
   is_behind: bool
   is_fast: bool
-  lasts: Optional[float]
+  lasts: float
 
 
 def need(covered: int, before: Extent, now: Extent, seconds: float) -> Need:
@@ -63,7 +61,18 @@ def need(covered: int, before: Extent, now: Extent, seconds: float) -> Need:
   return Need(
     is_long=max(now.allocated, unread) > LONG,
     is_short_of_room=now.allocated - unread < RESERVED - _USED_UP,
-    is_behind=unread > OUTPACED,
-    is_fast=grown > OUTPACED,
-    lasts=RESERVED / 2 * seconds / grown if grown > 0 else None,
+    is_behind=unread > _OUTPACED,
+    is_fast=grown > _OUTPACED,
+    lasts=RESERVED / 2 * seconds / grown if grown > 0 else float("inf"),
   )
+
+
+def is_outpaced(covered: int, position: int, size: int) -> bool:
+  """Tells whether a journal is written faster than it is read.
+
+  @param covered: how many bytes the digest covered before it was read
+  @param position: how many are read now
+  @param size: how many there are by now
+
+  """
+  return size - position > max(_OUTPACED, position - covered)

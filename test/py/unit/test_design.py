@@ -47,12 +47,12 @@ _IMPORTS = {
   " node.ctrldir node.journal_files node.processes",
   "follow.journal_keeper": "core.following core.timers follow.record"
   " follow.shared node.ctrldir node.journal_files node.journal_space",
-  "follow.journal_reader": "core.following core.marks core.timers"
+  "follow.journal_reader": "core.following core.lifecycle core.timers"
   " follow.instance follow.journaled follow.record follow.shared node.ctrldir"
-  " node.journal node.journal_files node.mark_files",
-  "follow.journaled": "core.lifecycle follow.instance follow.shared"
+  " node.journal node.journal_files",
+  "follow.journaled": "core.marks follow.instance follow.shared"
   " node.connection node.ctrldir node.journal node.journal_files"
-  " node.journal_space",
+  " node.journal_space node.mark_files",
   "follow.lookout": "core.lifecycle core.quota core.timing follow.shared"
   " follow.table follow.verdicts node.ctrldir node.place node.processes"
   " node.watch",

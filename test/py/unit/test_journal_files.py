@@ -287,7 +287,8 @@ def test_name_too_long_for_a_journal(control):
     with journal_files.opened(control, "x" * 250):
       pass
   assert not journal_files.is_being_written(control, "x" * 250)
-  assert journal_files.extent(control, "x" * 250) is None
+  with pytest.raises(FileNotFoundError):
+    journal_files.extent(control, "x" * 250)
 
 
 @pytest.mark.parametrize(
