@@ -3,6 +3,7 @@
 
 """What unit tests share."""
 
+from journal_scene import node
 from scene import scene
 
-__all__ = ["scene"]
+__all__ = ["node", "scene"]

@@ -301,6 +301,25 @@ def test_what_is_written_meanwhile_waits(files, write, pieces, monkeypatch):
   assert outcome(reading, files).verdict is Verdict.USER
 
 
+def test_nothing_is_read_that_came_after_the_reading_began(
+  files, write, monkeypatch
+):
+  write(BEGINNING)
+  read = journal_files.JournalFiles.read
+  lengths = []
+
+  def growing(files, length, position):
+    write(CHATTER)
+    lengths.append(length)
+    return read(files, length, position)
+
+  monkeypatch.setattr(journal_files.JournalFiles, "read", growing)
+  reading = begin(files)
+  reading.advance(files, None, 10.0)
+  assert reading.is_complete
+  assert lengths == [len(BEGINNING)]
+
+
 def test_mark_counts_for_what_comes_later(files, write):
   write(BEGINNING + event("SHUTDOWN", USER))
   now = time.time()
