@@ -33,7 +33,7 @@ _PR_SET_PDEATHSIG = 1
 
 #: What a run may take, in bytes: a mutant may want all there is.
 _MAX_MEMORY = 4 << 30
-_MAX_FILE = 1 << 30
+_MAX_FILE = 1 << 33
 
 
 def _run(arguments: list[str], output: pathlib.Path) -> None:
