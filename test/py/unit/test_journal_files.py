@@ -502,3 +502,48 @@ def test_digest_cannot_be_written(control, write, monkeypatch):
     condense(control)
   fault.assert_called_once()
   assert occupied(control) == before
+
+
+def test_what_is_given_back_and_reserved(control, write, monkeypatch):
+  """All that was read; where the digest has no room, first what is ahead."""
+  text = BEGINNING + CHATTER * 2000
+  write(text)
+  fault = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+  replace = mock.Mock(side_effect=[fault, None])
+  monkeypatch.setattr(own_files, "replace", replace)
+  with mock.patch.object(space, "punch_hole") as punch_hole:
+    with mock.patch.object(space, "reserve") as reserve:
+      condense(control)
+  size, reserved = len(text), journal_files.RESERVED
+  assert [each.args[1:] for each in punch_hole.mock_calls] == [
+    (size + space.PAGE, 2 * reserved),
+    (0, size),
+  ]
+  assert [each.args[1:] for each in reserve.mock_calls] == [(size, reserved)]
+  assert replace.call_count == 2
+
+
+@pytest.mark.parametrize("size", [0, 1, 70000])
+def test_room_is_reserved_behind_the_end(control, write, size):
+  write(b"x" * size)
+  with journal_files.opened(control, NAME) as files:
+    with mock.patch.object(space, "reserve") as reserve:
+      files.reserve()
+  reserve.assert_called_once_with(mock.ANY, size, 64 * 1024)
+
+
+def test_what_is_no_file_of_our_own_is_written_by_nobody(control, ctrl_dir):
+  journal_files.prepare(control, NAME)
+  with open(ctrl_dir / (NAME + JOURNAL_EVENTS), "ab"):
+    assert journal_files.is_being_written(control, NAME)
+    _link_twice(ctrl_dir / (NAME + JOURNAL_EVENTS))
+    assert not journal_files.is_being_written(control, NAME)
+
+
+def test_digest_is_removed_while_it_is_looked_for(control, ctrl_dir, write):
+  """What is read then will not count."""
+  write(BEGINNING)
+  condense(control)
+  with journal_files.opened(control, NAME) as files:
+    (ctrl_dir / (NAME + JOURNAL_DIGEST)).unlink()
+    assert files.read_digest() == digest.Digest(files.life.inode, 0, "", [])
