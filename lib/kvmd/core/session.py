@@ -6,7 +6,7 @@
   =========  ===========================  ==============
   state      what is awaited              what is said
   =========  ===========================  ==============
-  CONNECTED  the greeting                 L{Greeted}
+  CONNECTED  the greeting                 nothing
   GREETED    the answer to capabilities   L{Attached}
   ATTACHED   events                       L{qmp.Event}
              the answer to query-status   L{Running}
@@ -90,16 +90,16 @@ class Session:
       if isinstance(message, qmp.Event):
         yield message
       elif isinstance(message, qmp.Greeting):
-        if self.state is State.ATTACHED:
+        if self.state is not State.CONNECTED:
           raise qmp.ProtocolError("a second greeting")
         self._version = message.version or "of unknown version"
         self.state = State.GREETED
-      elif not isinstance(message, qmp.Reply):
+      elif message is None or self.state is State.CONNECTED:
         continue
       elif self.state is State.GREETED:
         self.state = State.ATTACHED
         yield Attached(self._version, message.error or "")
-      elif self.state is State.ATTACHED and _says_running(message):
+      elif _says_running(message):
         yield Running()
 
 
