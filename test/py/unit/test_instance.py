@@ -1,0 +1,243 @@
+# Copyright (C) 2026 the ganeti-kvmd developers
+# SPDX-License-Identifier: BSD-2-Clause
+
+"""Tests of what is known of one life of an instance, and what is said of it."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import pytest
+from fake_monitor import SIGNAL, USER
+from ganeti.kvmd.core import lifecycle, quota
+from ganeti.kvmd.core.lifecycle import Lifecycle, Rule, Verdict
+from ganeti.kvmd.core.marks import Due, Mark
+from ganeti.kvmd.core.qmp import Event
+from ganeti.kvmd.follow import instance as module
+from ganeti.kvmd.follow.instance import Ending, Instance
+from ganeti.kvmd.node.ctrldir import Life
+
+NOW = time.time_ns()
+LIFE = Life(7, NOW)
+
+
+@pytest.fixture
+def lines(caplog):
+  caplog.set_level(logging.DEBUG)
+  return lambda: [record.getMessage() for record in caplog.records]
+
+
+@pytest.fixture
+def web1():
+  return Instance("web1", Rule.CAUSE, quota.Quota())
+
+
+def attached(known, seconds=0.0):
+  known.begin(Life(7, time.time_ns() - int(seconds * 1e9)))
+  known.meet()
+  assert known.attach("7.2.0", 42)
+  return known
+
+
+def test_nothing_is_known_at_first(web1):
+  assert web1.life is None
+  assert not web1.is_met
+  assert not web1.is_attached
+  assert not web1.is_over
+  assert not web1.is_remembered
+  assert web1.may_be_marked
+  assert web1.process == 0
+  assert web1.lifecycle.announced is None
+
+
+def test_first_life(web1):
+  """What was found out before one was known of is that there is nothing."""
+  before = web1.lifecycle
+  web1.may_be_marked = False
+  web1.begin(LIFE)
+  assert web1.life == LIFE
+  assert web1.lifecycle is before
+  assert not web1.may_be_marked
+
+
+@pytest.mark.parametrize("life", [None, Life(8, NOW)])
+def test_another_life_forgets_the_one_before(web1, life):
+  attached(web1)
+  web1.may_be_marked = False
+  web1.receive(Event("SHUTDOWN", USER))
+  web1.marks.leave(Due(Mark.SHUTDOWN, is_wanted=True))
+  web1.end()
+  web1.begin(life)
+  assert web1.life == life
+  assert not web1.is_met
+  assert not web1.is_attached
+  assert not web1.is_over
+  assert web1.may_be_marked
+  assert web1.process == 0
+  assert web1.lifecycle.announced is None
+  assert web1.marks.due(web1.lifecycle, is_over=False) == []
+
+
+def test_one_that_was_met_has_an_end(web1):
+  web1.begin(LIFE)
+  assert not web1.is_met
+  web1.meet()
+  assert web1.is_met
+  web1.end()
+  assert web1.is_over
+  assert not web1.is_met
+
+
+def test_attached(web1, lines):
+  attached(web1)
+  assert web1.is_attached
+  assert web1.process == 42
+  assert lines() == ["instance web1: attached to QEMU 7.2.0, process 42"]
+  assert not web1.attach("7.2.0", 43)
+  assert web1.process == 43
+  assert lines()[1:] == ["instance web1: attached to QEMU 7.2.0 again"]
+
+
+def test_attached_without_having_been_met(web1):
+  web1.begin(Life(7, time.time_ns() - 5 * 10**9))
+  assert web1.attach("7.2.0", 42)
+  assert web1.is_met
+  assert 5.0 <= web1.end().seconds < 60.0
+
+
+def test_how_long_it_ran(web1):
+  attached(web1, seconds=90.0)
+  # It counts from its birth, whenever it is met again.
+  web1.meet()
+  assert 90.0 <= web1.end().seconds < 120.0
+
+
+def test_how_long_it_ran_when_the_clock_was_set_back(web1):
+  attached(web1, seconds=-3600.0)
+  assert 0.0 <= web1.end().seconds < 30.0
+
+
+def test_events_count(web1, lines):
+  attached(web1)
+  web1.receive(Event("SHUTDOWN", SIGNAL))
+  assert lines()[-1] == f"instance web1: SHUTDOWN {SIGNAL}"
+  assert web1.end().outcome.verdict is Verdict.ADMINISTRATOR
+
+
+def test_time_of_an_event_counts(web1):
+  attached(web1)
+  web1.lifecycle.marked = 100.0
+  web1.receive(Event("SHUTDOWN", USER, 99.0))
+  assert web1.end().outcome.verdict is Verdict.USER
+
+
+def test_end_that_nobody_heard_leaves_the_file(web1):
+  web1.begin(LIFE)
+  web1.meet()
+  web1.lifecycle.announced = lifecycle.UNHEARD
+  assert web1.end().outcome is lifecycle.UNHEARD
+  assert web1.marks.due(web1.lifecycle, is_over=True) == [
+    Due(Mark.POWERDOWN, is_wanted=False)
+  ]
+
+
+def test_end_that_was_heard_removes_the_file(web1):
+  attached(web1)
+  web1.marks.leave(Due(Mark.SHUTDOWN, is_wanted=False))
+  web1.end()
+  due = web1.marks.due(web1.lifecycle, is_over=True)
+  assert Due(Mark.SHUTDOWN, is_wanted=False) in due
+
+
+@pytest.mark.parametrize(("said", "seconds"), [(12.5, 12.5), (-3.0, 0.0)])
+def test_everything_is_known(web1, said, seconds):
+  state = Lifecycle(Rule.CAUSE)
+  state.receive("SHUTDOWN", USER, 0.0)
+  web1.begin(LIFE)
+  web1.conclude(state, said)
+  assert web1.is_met
+  assert web1.is_attached
+  ending = web1.end()
+  assert ending.outcome.verdict is Verdict.USER
+  assert seconds <= ending.seconds < seconds + 5.0
+
+
+def test_remembered(web1):
+  web1.lifecycle.announced = lifecycle.REMEMBERED
+  assert web1.is_remembered
+  web1.lifecycle.announced = lifecycle.UNHEARD
+  assert not web1.is_remembered
+
+
+def test_verdict_line(web1, lines):
+  web1.log_verdict(Ending(lifecycle.REMEMBERED, 1.25), "; and so on")
+  (line,) = lines()
+  assert line == (
+    "instance web1: verdict user (announced before this daemon attached) after"
+    " 1.2 s; and so on"
+  )
+
+
+def test_complaint_is_said_once(web1, lines, caplog):
+  for what in ("a", "a", "b", "b", "a"):
+    web1.complain("%s is wrong", what)
+  assert lines() == [f"instance web1: {x} is wrong" for x in "aba"]
+  assert {record.levelno for record in caplog.records} == {logging.WARNING}
+
+
+def test_complaint_outlasts_a_life_but_no_attachment(web1, lines):
+  web1.begin(LIFE)
+  web1.complain("bad")
+  web1.begin(Life(8, NOW))
+  web1.complain("bad")
+  assert len(lines()) == 1
+  web1.attach("7.2.0", 42)
+  web1.complain("bad")
+  assert lines()[-1] == "instance web1: bad"
+
+
+@pytest.mark.parametrize(
+  ("said", "reason"), [([], "the guest runs"), ([USER], "guest-shutdown")]
+)
+def test_mark_line(web1, lines, said, reason):
+  attached(web1)
+  for data in said:
+    web1.receive(Event("SHUTDOWN", data))
+  web1.log_mark(Mark.SHUTDOWN, "removed")
+  assert lines()[-1] == f"instance web1: shutdown file removed ({reason})"
+
+
+def test_mark_line_of_one_that_is_over(web1, lines):
+  attached(web1)
+  web1.end()
+  web1.log_mark(Mark.SHUTDOWN, "removed")
+  assert lines()[-1] == "instance web1: shutdown file removed (no SHUTDOWN)"
+
+
+def test_mark_that_is_not_logged(web1, lines):
+  for _ in range(50):
+    web1.log_mark(Mark.POWERDOWN, "written")
+  assert lines() == []
+
+
+def test_mark_that_changes_all_the_time(web1, lines):
+  for _ in range(100):
+    web1.log_mark(Mark.SHUTDOWN, "written")
+  assert len(lines()) == module._MAX_CHANGES
+  assert "its shutdown file is not logged any more" in lines()[-1]
+  attached(web1)
+  web1.begin(Life(8, NOW))
+  web1.log_mark(Mark.SHUTDOWN, "written")
+  assert lines()[-1].startswith("instance web1: shutdown file written")
+
+
+def test_quota(lines):
+  web1 = Instance("web1", Rule.CAUSE, quota.Quota())
+  for number in range(quota.MAX_LINES + 5):
+    web1.log("line %d", number)
+  assert len(lines()) == quota.MAX_LINES
+  for _ in range(quota.MAX_VERDICTS + 5):
+    web1.log_verdict(Ending(lifecycle.UNHEARD, 0.0))
+  web1.complain("one more")
+  assert len(lines()) == quota.MAX_LINES + quota.MAX_VERDICTS
