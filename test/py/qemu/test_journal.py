@@ -14,7 +14,7 @@ import signal
 import ctrl_files
 import pytest
 from ganeti.kvmd.core import lifecycle
-from ganeti.kvmd.node import ctrldir, journal, journal_files
+from ganeti.kvmd.node import ctrldir, journal, journal_files, journal_space
 from guests import endings, lifetime
 from guests.boot_sector import Command
 from guests.endings import Ending
@@ -146,7 +146,8 @@ def test_many_events_are_given_back(stage: Stage) -> None:
       machine.admin("stop")
       machine.admin("cont")
   lifetime.wait_until(
-    lambda: events.stat().st_blocks * 512 < 100_000, "a short journal"
+    lambda: events.stat().st_blocks * 512 <= journal_space.LONG,
+    "a short journal",
   )
   machine.user(Command.POWER_OFF)
   machine.wait()
