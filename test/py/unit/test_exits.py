@@ -9,6 +9,7 @@ import collections.abc
 import contextlib
 import errno
 import fcntl
+import gc
 import os
 import select
 import signal
@@ -312,12 +313,17 @@ def test_real_queue_overflows():
     told = listener.read(children)
     found += told.exits
     lost += told.lost
-  assert lost == 1
-  assert [each.process for each in found] == children[: len(found)]
-  assert 0 < len(found) < 100
-  # It hears of those that come after that.
-  last = _run(_fail)
-  assert [each.process for each in listener.read([last]).exits] == [last]
+  assert lost
+  told_of = [each.process for each in found]
+  assert told_of == [each for each in children if each in told_of]
+  assert 0 < len(told_of) < 100
+  # It hears of those that come after that, unless others are in between.
+  for _ in range(100):
+    last = _run(_fail)
+    if [each.process for each in listener.read([last]).exits] == [last]:
+      break
+  else:
+    pytest.fail("nothing is heard any more")
   listener.close()
 
 
@@ -455,6 +461,8 @@ def test_nothing_is_left_where_it_cannot_listen(connector):
 
 
 def test_nothing_is_left_where_there_is_no_filter():
+  # What other tests have left is not to go in between.
+  gc.collect()
   before = os.listdir("/proc/self/fd")
   first = mock.Mock(st_ino=0xEFFFFFFC)
   plain = socket.socket(socket.AF_UNIX)

@@ -347,7 +347,7 @@ def test_powerdown_that_the_hypervisor_tells_of(known, ctrl_dir):
     ([b""], 1),
     ([encode(GREETING), b"", encode(GREETING)], 2),
     ([encode(GREETING), b"\0", encode(GREETING)], 2),
-    ([encode(GREETING)] * 100, 64),
+    ([event("STOP")] * 100, 64),
   ],
 )
 def test_reading_what_is_left(known, pieces, reads):
