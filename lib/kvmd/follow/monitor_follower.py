@@ -203,6 +203,13 @@ class MonitorFollower:
       self._retry(monitor)
     elif made is None and not self._shared.verdicts.is_late(monitor.instance):
       self.drop(record)
+    if made is None and not is_full:
+      self._take_crowded()
+
+  def _take_crowded(self) -> None:
+    """Lets one of those connect soon that wait for a descriptor."""
+    if self._crowded:
+      self._schedule(self._crowded.pop(), 0.0)
 
   def _take_leave(self, monitor: Monitored) -> None:
     """Gives the verdict on a life if the journal is that of another."""
@@ -260,8 +267,7 @@ class MonitorFollower:
     if made is not None:
       del self.connected[made.fileno()]
       made.close()
-      if self._crowded:
-        self._schedule(self._crowded.pop(), 0.0)
+      self._take_crowded()
 
 
 def _raise_descriptor_limit() -> int:

@@ -616,6 +616,22 @@ def test_more_than_there_is_room_for(alone):
   assert play.run(*records) == []
 
 
+def test_room_that_one_does_not_need(alone):
+  """All that wait for it are tried, not only the first of them."""
+  play = alone(limit=25)
+  records = [play.listen(f"web{number}") for number in range(4)]
+  assert play.follower.shortage() == shortage(3, 25)
+  for record in records:
+    play.fail(record.name, Result.NO_SOCKET)
+  play.lines[0].pieces.append(b"")
+  play.follower.read(records[0])
+  for _ in records:
+    play.run(*records)
+  assert sorted(play.tried) == ["web0", "web0", "web1", "web2", "web3"]
+  assert play.follower.shortage() == ""
+  assert [record.monitor for record in records] == [None] * 4
+
+
 def test_shortage_is_found_out_anew(alone):
   play = alone(limit=25)
   records = [play.listen(name) for name in ("web1", "web2")]
