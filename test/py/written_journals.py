@@ -10,7 +10,7 @@ import math
 import os
 from typing import TYPE_CHECKING, Optional
 
-from fake_monitor import GREETING, USER, encode, event
+from fake_monitor import USER, event
 from ganeti.kvmd.core.lifecycle import Rule
 from ganeti.kvmd.node import journal, journal_files
 from ganeti.kvmd.node.ctrldir import JOURNAL_EVENTS
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
   from ganeti.kvmd.node.journal_files import JournalFiles
 
 NAME = "web1"
-BEGINNING = encode(GREETING) + encode({"return": {}})
 CHATTER = event("RTC_CHANGE", {"offset": 1})
 END = event("SHUTDOWN", USER)
 

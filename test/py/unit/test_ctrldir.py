@@ -11,27 +11,15 @@ import sys
 import time
 import types
 
-import ctrl_files
 import forked
 import pytest
 from ctrl_files import NAMES
 from fake_monitor import FakeMonitor
 from ganeti.kvmd.node import ctrldir, mark_files, rule_file
-from ganeti.kvmd.node.ctrldir import LOCK_FILE, ControlDirectory, Life, Mark
+from ganeti.kvmd.node.ctrldir import LOCK_FILE, ControlDirectory, Life
 
 SECOND = 10**9
 LIFE = Life(1, 1795438800 * SECOND + 137)
-
-
-@pytest.fixture(params=Mark)
-def mark(request):
-  return request.param
-
-
-@pytest.fixture
-def control(ctrl_dir):
-  with ctrl_files.opened(ctrl_dir) as found:
-    yield found
 
 
 def test_what_has_a_monitor(ctrl_dir, control, mark):

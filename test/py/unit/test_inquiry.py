@@ -9,22 +9,12 @@ import os
 import time
 
 import pytest
-from fake_monitor import GREETING, USER, encode, event
+from fake_monitor import BEGINNING, USER, event
 from ganeti.hypervisor.hv_kvm import inquiry
 from ganeti.kvmd.core.lifecycle import Rule
 from ganeti.kvmd.core.marks import Mark
 from ganeti.kvmd.node import ctrldir, journal, journal_files, mark_files
-
-BEGINNING = encode(GREETING) + encode({"return": {}})
-END = event("SHUTDOWN", USER)
-CHATTER = event("RTC_CHANGE", {"offset": 1})
-
-
-@pytest.fixture
-def control(ctrl_dir):
-  descriptor = os.open(ctrl_dir, os.O_RDONLY)
-  yield ctrldir.ControlDirectory(str(ctrl_dir), descriptor, ".kvmd")
-  os.close(descriptor)
+from written_journals import CHATTER, END
 
 
 @pytest.fixture

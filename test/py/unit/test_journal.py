@@ -11,7 +11,7 @@ from unittest import mock
 
 import ctrl_files
 import pytest
-from fake_monitor import SIGNAL, USER, encode, event
+from fake_monitor import BEGINNING, SIGNAL, USER, encode, event
 from ganeti.kvmd.core.digest import Digest
 from ganeti.kvmd.core.lifecycle import Rule, Verdict
 from ganeti.kvmd.node import journal, journal_files
@@ -20,7 +20,6 @@ from histories import HISTORIES, judge
 from hypothesis import given
 from hypothesis import strategies as st
 from written_journals import (
-  BEGINNING,
   CHATTER,
   END,
   NAME,
@@ -29,12 +28,6 @@ from written_journals import (
   replay,
   writing,
 )
-
-
-@pytest.fixture
-def control(ctrl_dir):
-  with ctrl_files.opened(ctrl_dir) as found:
-    yield found
 
 
 @pytest.fixture

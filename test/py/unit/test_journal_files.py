@@ -16,7 +16,7 @@ from unittest import mock
 import ctrl_files
 import forked
 import pytest
-from fake_monitor import event
+from fake_monitor import BEGINNING, event
 from ganeti.kvmd.core import digest
 from ganeti.kvmd.core.lifecycle import Verdict
 from ganeti.kvmd.node import journal_files, own_files, space
@@ -28,7 +28,6 @@ from ganeti.kvmd.node.ctrldir import (
   ControlDirectory,
 )
 from written_journals import (
-  BEGINNING,
   CHATTER,
   END,
   NAME,

@@ -13,9 +13,9 @@ import time
 import types
 from unittest import mock
 
-import ctrl_files
 import forked
 import pytest
+from fake_monitor import BEGINNING
 from ganeti.kvmd.core.following import State
 from ganeti.kvmd.core.timers import Timers
 from ganeti.kvmd.core.timing import Timing
@@ -24,7 +24,7 @@ from ganeti.kvmd.node import ctrldir, journal_files, space
 from ganeti.kvmd.node.journal_files import RESERVED, Extent, JournalFiles
 from ganeti.kvmd.node.journal_space import LONG, Need
 from journal_scene import PAGE, Node, fill, shared_by_all
-from written_journals import BEGINNING, CHATTER, END, NAME
+from written_journals import CHATTER, END, NAME
 
 NEVER = float("inf")
 TIMING = Timing(space=5.0, cut=0.5, hurry=30.0)
@@ -35,12 +35,6 @@ CONTENT = Need(
   is_fast=False,
   lasts=NEVER,
 )
-
-
-@pytest.fixture
-def control(ctrl_dir):
-  with ctrl_files.opened(ctrl_dir) as found:
-    yield found
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from unittest import mock
 
 import ctrl_files
 import pytest
-from fake_monitor import encode, event, open_journal
+from fake_monitor import BEGINNING, encode, event, open_journal
 from ganeti.kvmd.core.following import TRANSITIONS, Fact, State
 from ganeti.kvmd.core.lifecycle import Rule, Verdict
 from ganeti.kvmd.core.timers import Timers
@@ -24,7 +24,7 @@ from ganeti.kvmd.follow.journaled import Journaled
 from ganeti.kvmd.follow.record import Record
 from ganeti.kvmd.node import ctrldir, journal, journal_files
 from journal_scene import shared_by_all
-from written_journals import BEGINNING, CHATTER, END, NAME
+from written_journals import CHATTER, END, NAME
 
 NEVER = float("inf")
 TIMING = Timing(opening=3.0, delivery=5.0)

@@ -14,7 +14,7 @@ from unittest import mock
 import ctrl_files
 import fake_monitor
 import pytest
-from fake_monitor import USER, FakeMonitor, encode, event
+from fake_monitor import BEGINNING, USER, FakeMonitor, encode, event
 from ganeti.kvmd.core.lifecycle import Rule, Verdict
 from ganeti.kvmd.core.marks import Mark
 from ganeti.kvmd.follow.journaled import Journaled, Progress
@@ -29,17 +29,16 @@ from ganeti.kvmd.node import (
 from ganeti.kvmd.node.ctrldir import Life
 from ganeti.kvmd.node.journal_files import Extent
 from journal_scene import shared_by_all
-from written_journals import BEGINNING, CHATTER, END, NAME, condense, writing
+from written_journals import CHATTER, END, NAME, condense, writing
 
 #: A piece and a bit.
 LONG = CHATTER * (journal.PIECE // len(CHATTER) + 9)
 
 
 @pytest.fixture
-def control(ctrl_dir, caplog):
+def control(control, caplog):
   caplog.set_level(logging.INFO)
-  with ctrl_files.opened(ctrl_dir) as found:
-    yield found
+  return control
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import stat
 import time
 from unittest import mock
 
-import ctrl_files
 import forked
 import pytest
 from ctrl_files import NAMES
@@ -21,17 +20,6 @@ from ganeti.kvmd.node.ctrldir import Life, Mark
 
 SECOND = 10**9
 LIFE = Life(1, 1795438800 * SECOND + 137)
-
-
-@pytest.fixture(params=Mark)
-def mark(request):
-  return request.param
-
-
-@pytest.fixture
-def control(ctrl_dir):
-  with ctrl_files.opened(ctrl_dir) as found:
-    yield found
 
 
 @pytest.fixture

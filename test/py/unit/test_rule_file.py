@@ -9,18 +9,11 @@ import errno
 import os
 import stat
 
-import ctrl_files
 import forked
 import pytest
 from fake_monitor import FakeMonitor
 from ganeti.kvmd.node import ctrldir, rule_file
 from ganeti.kvmd.node.ctrldir import NEW_RULE, RULE
-
-
-@pytest.fixture
-def control(ctrl_dir):
-  with ctrl_files.opened(ctrl_dir) as found:
-    yield found
 
 
 def names(ctrl_dir):
