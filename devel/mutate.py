@@ -349,7 +349,11 @@ def mutants(source: str) -> Iterator[Mutant]:
   for name, place, index, start, end in changes:
     module = parso.parse(source)
     parent, number, node = next(itertools.islice(nodes(module), place, None))
-    changed = operators[name].mutate(node, index)
+    try:
+      changed = operators[name].mutate(node, index)
+    except AttributeError:
+      # An exception of another module, in a tuple: that it cannot replace.
+      continue
     # One that is removed leaves nothing.
     parent.children[number : number + 1] = [] if changed is None else [changed]
     text = module.get_code()
