@@ -54,10 +54,6 @@ _CLEAR = Deed(
 )
 
 
-#: Stands for a directory that there is not, or that cannot be opened.
-_MISSING = ctrldir.ControlDirectory("", None, ctrldir.MONITOR_SUFFIX)
-
-
 class Control:
   """The control directory, as the hypervisor uses it.
 
@@ -76,7 +72,7 @@ class Control:
     @return: QEMU's options for it; none if there is no journal
 
     """
-    with self._attempt(name, _PREPARE) as directory:
+    with self.tolerating(name, _PREPARE), self._opened() as directory:
       return journal_files.prepare(directory, name)
     return []
 
@@ -89,9 +85,9 @@ class Control:
 
     """
     for mark in marks:
-      with self._attempt(name, _CLEAR) as directory:
+      with self.tolerating(name, _CLEAR), self._opened() as directory:
         mark_files.remove(directory, mark, name)
-    with self._attempt(name, _CLEAR) as directory:
+    with self.tolerating(name, _CLEAR), self._opened() as directory:
       if not journal_files.is_being_written(directory, name):
         journal_files.remove(directory, name)
 
@@ -104,7 +100,7 @@ class Control:
     @param name: the instance's
 
     """
-    with self._attempt(name, MARK_POWERDOWN) as directory:
+    with self.tolerating(name, MARK_POWERDOWN), self._opened() as directory:
       life = directory.life(name)
       mark_files.write(directory, Mark.POWERDOWN, name, life)
 
@@ -115,7 +111,7 @@ class Control:
     @param budget: how long journals may be read
 
     """
-    with self._attempt(name, FIND_OUT) as directory:
+    with self.tolerating(name, FIND_OUT), self._opened() as directory:
       # The daemon marks an instance before it removes the journal: in this
       # order one of the two is found.
       by_journal = inquiry.is_user_shutdown(
@@ -180,25 +176,17 @@ class Control:
       )
 
   @contextlib.contextmanager
-  def _attempt(
-    self, name: str, deed: Deed
-  ) -> Iterator[ctrldir.ControlDirectory]:
-    """Does something in the directory; one that fails to open is missing."""
-    directory = _MISSING
-    with contextlib.ExitStack() as stack:
-      with self.tolerating(name, deed):
-        directory = stack.enter_context(self._opened())
-      with self.tolerating(name, deed):
-        yield directory
-
-  @contextlib.contextmanager
   def _opened(self) -> Iterator[ctrldir.ControlDirectory]:
-    """Opens the directory, which may be missing."""
+    """Opens the directory for a while.
+
+    @raise ctrldir.MissingDirectoryError: if there is none
+    @raise OSError: if it cannot be opened
+
+    """
     try:
       descriptor = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY)
-    except FileNotFoundError:
-      yield _MISSING
-      return
+    except FileNotFoundError as err:
+      raise ctrldir.MissingDirectoryError(*err.args, self._path) from None
     try:
       yield ctrldir.ControlDirectory(
         self._path, descriptor, ctrldir.MONITOR_SUFFIX
