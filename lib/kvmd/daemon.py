@@ -19,8 +19,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from ganeti.kvmd.core.quota import Quota
 from ganeti.kvmd.core.timing import Timing
 from ganeti.kvmd.follow.lookout import Lookout
+from ganeti.kvmd.follow.shared import Shared
+from ganeti.kvmd.follow.table import Table
+from ganeti.kvmd.follow.verdicts import Verdicts
 from ganeti.kvmd.node import exits
 from ganeti.kvmd.node.place import Place
+from ganeti.kvmd.node.processes import Processes
 
 if TYPE_CHECKING:
   from collections.abc import Callable
@@ -56,6 +60,7 @@ class Daemon:
     @raise OSError: if the control directory cannot be used
 
     """
+    self._rule = settings.rule
     self._timing = settings.timing
     self._place = Place(
       settings.path, settings.monitor_suffix, settings.rule, settings.timing
@@ -65,9 +70,7 @@ class Daemon:
     self._quota = Quota()
     # When it may be said again that the kernel did not tell of all ends.
     self._next_regret = 0.0
-    self._lookout = Lookout(
-      self._place, self._epoll, self._quota, settings.rule, settings.timing
-    )
+    self._lookout = Lookout(self._place, self._new_table, settings.timing)
     self._exits = _listen_for_exits()
     self._handlers = {self._place.watch.fileno(): self._lookout.look}
     if self._exits is not None:
@@ -149,6 +152,18 @@ class Daemon:
     if now >= self._quota.due:
       self._sum_up(now)
 
+  def _new_table(self) -> Table:
+    """Makes a table that knows nobody."""
+    shared = Shared(
+      place=self._place,
+      verdicts=Verdicts(self._place, self._timing.delivery),
+      processes=Processes(),
+      quota=self._quota,
+      rule=self._rule,
+      timing=self._timing,
+    )
+    return Table(self._epoll, shared)
+
   def _attempt(self, act: Callable[[], None]) -> None:
     """Does something of which no fault may end the daemon."""
     try:
@@ -164,7 +179,7 @@ class Daemon:
   def _report_exits(self) -> None:
     """Logs how QEMUs ended that could not say it themselves."""
     assert self._exits is not None
-    processes = self._lookout.processes
+    processes = self._lookout.table.processes
     told = self._exits.read(processes)
     for end in told.exits:
       name = processes.take(end.process, end.ended)

@@ -13,19 +13,14 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from ganeti.kvmd.follow.shared import Shared
-from ganeti.kvmd.follow.table import Table
-from ganeti.kvmd.follow.verdicts import Verdicts
 from ganeti.kvmd.node import ctrldir
 from ganeti.kvmd.node.place import Change
-from ganeti.kvmd.node.processes import Processes
 
 if TYPE_CHECKING:
-  import select
+  from collections.abc import Callable
 
-  from ganeti.kvmd.core import lifecycle
-  from ganeti.kvmd.core.quota import Quota
   from ganeti.kvmd.core.timing import Timing
+  from ganeti.kvmd.follow.table import Table
   from ganeti.kvmd.node.place import Place
   from ganeti.kvmd.node.watch import Changes
 
@@ -40,37 +35,27 @@ class Lookout:
   """Sees what becomes of the control directory.
 
   @ivar table: the instances of the node
-  @ivar processes: which process is which instance's
 
   """
 
   def __init__(
-    self,
-    place: Place,
-    epoll: select.epoll,
-    quota: Quota,
-    rule: lifecycle.Rule,
-    timing: Timing,
+    self, place: Place, new_table: Callable[[], Table], timing: Timing
   ) -> None:
     """Has seen nothing yet.
 
-    @param epoll: where to register connections
-    @param rule: how a shutdown is judged
+    @param new_table: makes a table that knows nobody
 
     """
+    self.table = new_table()
+    self._new_table = new_table
     self._place = place
     self._watch = place.watch
-    self._epoll = epoll
-    self._quota = quota
-    self._rule = rule
     self._timing = timing
     self._last_rescan = float("-inf")
     self._rescan_took = 0.0
-    self._next_rescan = time.monotonic()
-    self._next_thorough = self._next_rescan + self._thorough_interval
+    self._next_rescan = self._next_thorough = time.monotonic()
     # When it may be said again that the kernel did not tell of all names.
     self._next_loss = 0.0
-    self._follow_nobody()
 
   @property
   def due(self) -> float:
@@ -156,23 +141,6 @@ class Lookout:
     self._next_rescan = min(self._next_rescan, again)
     return False
 
-  @property
-  def _thorough_interval(self) -> float:
-    return self._timing.thorough * self._timing.rescan
-
-  def _follow_nobody(self) -> None:
-    """Begins anew, without a verdict on anybody."""
-    self.processes = Processes()
-    shared = Shared(
-      place=self._place,
-      verdicts=Verdicts(self._place, self._timing.delivery),
-      processes=self.processes,
-      quota=self._quota,
-      rule=self._rule,
-      timing=self._timing,
-    )
-    self.table = Table(self._epoll, shared)
-
   def _follow(self) -> bool:
     """Follows the path of the control directory anew.
 
@@ -183,7 +151,7 @@ class Lookout:
     self._look_again_in(self._place.patience)
     if change is Change.LEFT:
       self.table.close()
-      self._follow_nobody()
+      self.table = self._new_table()
     return change is not Change.NONE
 
   def _look_again_in(self, seconds: float) -> None:
@@ -202,7 +170,8 @@ class Lookout:
     """
     self._last_rescan = time.monotonic()
     if thoroughly:
-      self._next_thorough = self._last_rescan + self._thorough_interval
+      interval = self._timing.thorough * self._timing.rescan
+      self._next_thorough = self._last_rescan + interval
     self._place.say_rule()
     try:
       found = self._place.directory.instances()
@@ -213,8 +182,7 @@ class Lookout:
       self._look_again_in(self._timing.trouble)
       return
     self.table.rescan(found, thoroughly=thoroughly, elsewhere=elsewhere)
-    now = time.monotonic()
-    self.processes.sweep(now)
+    self.table.processes.sweep(time.monotonic())
     self._place.complain_of_lock()
     shortage = self.table.shortage()
     if shortage:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
   from ganeti.kvmd.follow.instance import Instance
   from ganeti.kvmd.follow.shared import Shared
   from ganeti.kvmd.node.ctrldir import Instances
+  from ganeti.kvmd.node.processes import Processes
 
 
 class Table:
@@ -58,6 +59,11 @@ class Table:
     return min(
       self._monitors.due, self._journals.due, self._shared.verdicts.due
     )
+
+  @property
+  def processes(self) -> Processes:
+    """Which process is which instance's."""
+    return self._shared.processes
 
   def run(self, now: float) -> None:
     """Does what is due.

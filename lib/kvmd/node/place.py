@@ -124,9 +124,9 @@ class Place:
 
   def say_rule(self) -> None:
     """Lets the hypervisor know by which rule the daemon judges."""
-    is_usual = self._rule is lifecycle.Rule.CAUSE
+    said = None if self._rule is lifecycle.Rule.CAUSE else self._rule.value
     try:
-      rule_file.write(self.directory, None if is_usual else self._rule.value)
+      rule_file.write(self.directory, said)
       self._is_rule_said = True
     except ctrldir.MissingDirectoryError:
       pass

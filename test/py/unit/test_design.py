@@ -37,8 +37,9 @@ _IMPORTS = {
   "core.session": "core.lifecycle core.qmp",
   "core.timers": "",
   "core.timing": "",
-  "daemon": "core.lifecycle core.quota core.timing follow.lookout node.exits"
-  " node.place process.signals",
+  "daemon": "core.lifecycle core.quota core.timing follow.lookout"
+  " follow.shared follow.table follow.verdicts node.exits node.place"
+  " node.processes process.signals",
   "follow.__init__": "",
   "follow.instance": "core.lifecycle core.marks core.qmp core.quota"
   " node.ctrldir",
@@ -53,8 +54,7 @@ _IMPORTS = {
   "follow.journaled": "core.marks follow.instance follow.shared"
   " node.connection node.ctrldir node.journal node.journal_files"
   " node.journal_space node.mark_files",
-  "follow.lookout": "core.lifecycle core.quota core.timing follow.shared"
-  " follow.table follow.verdicts node.ctrldir node.place node.processes"
+  "follow.lookout": "core.timing follow.table node.ctrldir node.place"
   " node.watch",
   "follow.monitor_follower": "core.session core.timers follow.monitored"
   " follow.record follow.shared node.connection node.ctrldir",
@@ -64,7 +64,8 @@ _IMPORTS = {
   "follow.shared": "core.lifecycle core.quota core.timing follow.verdicts"
   " node.place node.processes",
   "follow.table": "core.following follow.instance follow.journal_follower"
-  " follow.monitor_follower follow.record follow.shared node.ctrldir",
+  " follow.monitor_follower follow.record follow.shared node.ctrldir"
+  " node.processes",
   "follow.verdicts": "core.lifecycle core.marks follow.instance node.ctrldir"
   " node.mark_files node.place",
   "hv_kvm.__init__": "hv_kvm.user_shutdown",
