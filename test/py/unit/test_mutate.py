@@ -217,13 +217,15 @@ def tree(tmp_path):
     "lib/hypervisor/hv_kvm/__init__.py",
     "lib/hypervisor/hv_kvm/launch.py",
     "lib/hypervisor/hv_kvm/shutdown.py",
-    "test/py/setup/test_setup.py",
+    # What is tried on a whole cluster is no test of a module.
+    "test/py/cluster/test_shutdown.py",
     "test/py/unit/test_files.py",
     "test/py/unit/test_hv_kvm.py",
     "test/py/unit/test_launch.py",
     "test/py/unit/test_lock.py",
     "test/py/unit/test_main.py",
     "test/py/unit/test_qmp.py",
+    "test/py/unit/test_setup.py",
   ):
     path = tmp_path / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -243,7 +245,7 @@ def test_modules_and_their_tests_are_found_wherever_they_are(tree):
     "files.lock": f"{unit}/test_lock.py",
     "files.marks": f"{unit}/test_files.py",
     # It is not the module that test_main.py is about.
-    "setup.main": "test/py/setup/test_setup.py",
+    "setup.main": f"{unit}/test_setup.py",
     "hv_kvm": f"{unit}/test_hv_kvm.py",
     "hv_kvm.launch": f"{unit}/test_launch.py",
     "hv_kvm.shutdown": f"{unit}/test_hv_kvm.py",
