@@ -36,6 +36,11 @@ def names(directory: pathlib.Path) -> set[str]:
   return set(os.listdir(directory)) - {ctrldir.LOCK_FILE}
 
 
+def missing(path: str) -> ctrldir.ControlDirectory:
+  """One that there is not."""
+  return ctrldir.ControlDirectory(path, None, ctrldir.MONITOR_SUFFIX)
+
+
 @contextlib.contextmanager
 def opened(directory: pathlib.Path) -> Iterator[ctrldir.ControlDirectory]:
   """Opens it for a while, where nobody watches it or somebody else does."""

@@ -11,6 +11,7 @@ import sys
 import time
 import types
 
+import ctrl_files
 import forked
 import pytest
 from ctrl_files import NAMES
@@ -257,3 +258,41 @@ def test_what_is_younger(ctrl_dir, control, made, started, last, expected):
   (ctrl_dir / "a.qmp").touch()
   os.utime(ctrl_dir / "a.qmp", ns=(0, made))
   assert control.is_outdated("a", started, last) is expected
+
+
+_MISSING = [
+  ("descriptor", None),
+  ("locks", None),
+  ("check_access", ()),
+  ("instances", ()),
+  ("open_monitor", ("a",)),
+  ("life", ("a",)),
+  ("journaled_life", ("a",)),
+  ("is_journal_outdated", ("a", 0)),
+  ("is_outdated", ("a", 0, 0)),
+  ("has_monitor", ("a",)),
+  ("has_journal", ("a",)),
+  ("journal_tells_of", ("a", LIFE)),
+  ("is_reborn", ("a", LIFE)),
+  ("find", ("a",)),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments"), _MISSING)
+def test_missing_directory(name, arguments):
+  missing = ctrl_files.missing("/far/away")
+  with pytest.raises(ctrldir.MissingDirectoryError) as caught:
+    getattr(missing, name)(*arguments)
+  assert isinstance(caught.value, FileNotFoundError)
+  assert str(caught.value) == (
+    f"[Errno {errno.ENOENT}] No such file or directory: '/far/away'"
+  )
+
+
+def test_whatever_is_done_in_a_missing_directory_has_a_row():
+  """But for what names alone tell."""
+  public = {name for name in vars(ControlDirectory) if name[0] != "_"}
+  assert public == {name for name, _ in _MISSING} | {
+    "monitored_by",
+    "journaled_by",
+  }

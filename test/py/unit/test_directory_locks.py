@@ -104,6 +104,31 @@ def test_claim_stays_where_it_cannot_be_renewed(ctrl_dir, locks):
   locks.release()
 
 
+def test_claim_is_lost_to_another_user(ctrl_dir, locks):
+  """Whose lock file cannot be looked into."""
+  locks.claim()
+  path = ctrl_dir / LOCK_FILE
+  path.unlink()
+  path.touch()
+  path.chmod(0o644)
+  before = len(os.listdir("/proc/self/fd"))
+  stranger = path.stat().st_uid + 1
+  with mock.patch("os.geteuid", return_value=stranger):
+    with pytest.raises(PermissionError) as caught:
+      locks.claim()
+  assert caught.value.filename == str(path)
+  assert len(os.listdir("/proc/self/fd")) == before - 1
+
+
+def test_lock_file_that_cannot_be_made(ctrl_dir, locks, monkeypatch):
+  """There is nothing to wait for then."""
+  monkeypatch.setattr(time, "sleep", mock.Mock(side_effect=AssertionError))
+  path = ctrl_dir / LOCK_FILE
+  path.mkdir()
+  assert not locks.lock(10.0)
+  assert locks.kept_out.reason == f"cannot use {path}: Is a directory"
+
+
 @pytest.mark.parametrize("is_daemon", [True, False])
 def test_lock_for_changes(ctrl_dir, locks, other, is_daemon):
   before = len(os.listdir("/proc/self/fd"))

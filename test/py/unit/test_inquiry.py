@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
+from unittest import mock
 
 import pytest
 from fake_monitor import BEGINNING, USER, event
@@ -129,6 +131,66 @@ def test_all_that_are_asked_about_at_once_share_a_budget(control, clock):
   before = len(reads)
   assert ask(control, names[0], budget=budget) is False
   assert len(reads) - before > 20
+
+
+@pytest.mark.parametrize(
+  ("pauses", "expected"),
+  [
+    # Each takes what it is given, and the next comes after so many seconds.
+    ((0.0,) * 5, [0.25, 0.25, 0.25, 0.25, 0.0]),
+    ((0.5,) * 5, [0.25, 0.25, 0.25, 0.25, 0.0]),
+    ((0.0, 0.0, 1.0, 0.0, 0.9), [0.25, 0.25, 0.25, 0.25, 0.25]),
+    ((1.0,) * 5, [0.25] * 5),
+    ((1.5,) * 5, [0.25] * 5),
+  ],
+)
+def test_budget(monkeypatch, pauses, expected):
+  now = [1024.0]
+  monkeypatch.setattr(time, "monotonic", lambda: now[0])
+  budget = inquiry.Budget()
+  given = []
+  for pause in pauses:
+    with budget.use() as seconds:
+      given.append(seconds)
+      now[0] += seconds
+    now[0] += pause
+  assert given == expected
+
+
+def test_budget_that_was_overdrawn(monkeypatch):
+  """One piece is read in any case, however long that takes."""
+  now = [1024.0]
+  monkeypatch.setattr(time, "monotonic", lambda: now[0])
+  budget = inquiry.Budget()
+  with budget.use():
+    now[0] += 0.875
+  with budget.use() as seconds:
+    assert seconds == 0.125
+    now[0] += 0.5
+  with budget.use() as seconds:
+    assert seconds == 0.0
+
+
+@pytest.mark.parametrize(
+  ("error", "words"),
+  [
+    (PermissionError(errno.EACCES, "denied", "a"), "denied"),
+    (journal_files.JournalError("it is damaged"), "it is damaged"),
+    (FileNotFoundError(errno.ENOENT, "gone", "a"), None),
+  ],
+)
+def test_journal_of_no_use(control, monkeypatch, caplog, error, words):
+  write(control, BEGINNING + END)
+  monkeypatch.setattr(
+    journal_files.JournalFiles, "read", mock.Mock(side_effect=error)
+  )
+  assert ask(control) is None
+  if words is None:
+    assert not caplog.records
+  else:
+    (line,) = caplog.messages
+    assert line.startswith("Instance web1: its journal is of no use: ")
+    assert words in line
 
 
 def test_nothing_is_read_that_comes_meanwhile(control, monkeypatch):

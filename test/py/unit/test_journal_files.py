@@ -26,6 +26,8 @@ from ganeti.kvmd.node.ctrldir import (
   JOURNAL_NEW_DIGEST,
   LOCK_FILE,
   ControlDirectory,
+  Life,
+  MissingDirectoryError,
 )
 from written_journals import (
   CHATTER,
@@ -546,3 +548,27 @@ def test_digest_is_removed_while_it_is_looked_for(control, ctrl_dir, write):
   with journal_files.opened(control, NAME) as files:
     (ctrl_dir / (NAME + JOURNAL_DIGEST)).unlink()
     assert files.read_digest() == digest.Digest(files.life.inode, 0, "", [])
+
+
+@pytest.mark.parametrize(
+  "use",
+  [
+    lambda missing: journal_files.prepare(missing, NAME),
+    lambda missing: journal_files.remove(missing, NAME),
+    lambda missing: journal_files.remove_life(missing, NAME, Life(1, 1)),
+    lambda missing: journal_files.remove_rest(missing, NAME),
+    lambda missing: journal_files.opened(missing, NAME).__enter__(),
+    lambda missing: journal_files.extent(missing, NAME),
+  ],
+)
+def test_missing_directory(use):
+  missing = ctrl_files.missing("/far/away")
+  with pytest.raises(MissingDirectoryError) as caught:
+    use(missing)
+  assert caught.value.filename == "/far/away"
+
+
+def test_nobody_writes_in_a_missing_directory():
+  assert not journal_files.is_being_written(
+    ctrl_files.missing("/far/away"), NAME
+  )

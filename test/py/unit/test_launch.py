@@ -17,12 +17,14 @@ import pathlib
 import sys
 import threading
 import time
+import typing
+from unittest import mock
 
 import forked
 import pytest
-from ganeti import constants, pathutils
+from ganeti import constants, pathutils, utils
 from ganeti.hypervisor.hv_kvm import launch
-from ganeti.kvmd.node import ctrldir, ssconf
+from ganeti.kvmd.node import ctrldir, processes, ssconf
 from guests import lifetime
 
 #: Says that it was called, and starts a daemon that ends when it is told to
@@ -45,6 +47,8 @@ _OURS = """
 opened = os.open("{ctrl}", os.O_RDONLY)
 ctrldir.ControlDirectory("{ctrl}", opened, ".kvmd").locks.claim()
 """
+
+_PID_FILE = launch.pid_file
 
 _REASON_NOT_TO_RUN = ssconf.reason_not_to_run
 
@@ -228,6 +232,66 @@ def test_one_that_ends_by_itself(place: Place, monkeypatch, caplog) -> None:
   launch.ensure()
   assert not _warnings(caplog)
   assert "user shutdown is off" in caplog.text
+
+
+class Clock:
+  """A clock that passes where somebody sleeps, and a daemon that comes late.
+
+  @ivar naps: how long was slept each time, in seconds
+
+  """
+
+  def __init__(self, comes_after: float) -> None:
+    self._comes_after = comes_after
+    self.naps: list[float] = []
+
+  def monotonic(self) -> float:
+    return 1000.0 + sum(self.naps)
+
+  def sleep(self, seconds: float) -> None:
+    self.naps.append(seconds)
+
+  def running(self) -> typing.Optional[int]:
+    return 77 if sum(self.naps) > self._comes_after else None
+
+
+@pytest.mark.parametrize(
+  ("comes_after", "waited", "has_come"),
+  [(0.0, 0.02, True), (0.5, 0.52, True), (0.9, 0.92, True), (9.9, 1.0, False)],
+)
+def test_one_that_comes_late(
+  place: Place, monkeypatch, caplog, comes_after, waited, has_come
+) -> None:
+  clock = Clock(comes_after)
+  run = mock.Mock(return_value=mock.Mock(failed=False, output="it will\n"))
+  monkeypatch.setattr(utils, "RunCmd", run)
+  monkeypatch.setattr(launch, "time", clock)
+  with monkeypatch.context() as while_it_starts:
+    while_it_starts.setattr(launch, "running", clock.running)
+    caplog.set_level(logging.INFO)
+    launch.ensure()
+  assert sum(clock.naps) == pytest.approx(waited, abs=0.021)
+  said = "The KVM daemon does not run: it will" in caplog.text
+  assert said is not has_come
+  run.assert_called_once_with(
+    [str(place.tool), "start", "ganeti-kvmd"], timeout=launch._TIMEOUT
+  )
+
+
+@pytest.mark.parametrize(
+  ("process", "worked", "expected"),
+  [(None, 2.5, None), (77, 2.5, 2.5), (77, None, None)],
+)
+def test_whether_it_is_at_work(monkeypatch, process, worked, expected) -> None:
+  at_work = mock.Mock(return_value=worked)
+  monkeypatch.setattr(launch, "running", lambda: process)
+  monkeypatch.setattr(processes, "at_work", at_work)
+  assert launch.at_work() == expected
+  assert at_work.mock_calls == ([] if process is None else [mock.call(process)])
+
+
+def test_where_its_pidfile_is() -> None:
+  assert _PID_FILE() == f"{pathutils.RUN_DIR}/ganeti-kvmd.pid"
 
 
 def test_no_daemon_util(place: Place, caplog) -> None:

@@ -11,6 +11,7 @@ import stat
 import time
 from unittest import mock
 
+import ctrl_files
 import forked
 import pytest
 from ctrl_files import NAMES
@@ -407,3 +408,19 @@ def test_what_a_mark_costs(
   assert mark_files.marked_at(control, Mark.SHUTDOWN, "a", life) is not None
   assert mark_files.remove(control, Mark.SHUTDOWN, "a")
   assert calls == ["stat", "unlink"]
+
+
+@pytest.mark.parametrize(
+  ("use", "arguments"),
+  [
+    (mark_files.find, ("a", LIFE)),
+    (mark_files.marked_at, ("a", LIFE)),
+    (mark_files.is_marked, ("a",)),
+    (mark_files.write, ("a", LIFE)),
+    (mark_files.remove, ("a",)),
+  ],
+)
+def test_missing_directory(mark, use, arguments):
+  with pytest.raises(ctrldir.MissingDirectoryError) as caught:
+    use(ctrl_files.missing("/far/away"), mark, *arguments)
+  assert caught.value.filename == "/far/away"

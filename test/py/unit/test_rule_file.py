@@ -9,6 +9,7 @@ import errno
 import os
 import stat
 
+import ctrl_files
 import forked
 import pytest
 from fake_monitor import FakeMonitor
@@ -136,3 +137,12 @@ def test_directory_beside_the_rule_is_an_error(ctrl_dir, control, rule, named):
   with pytest.raises(IsADirectoryError) as err:
     rule_file.write(control, rule)
   assert err.value.filename == named
+
+
+@pytest.mark.parametrize("rule", [None, "sequence"])
+def test_missing_directory(rule):
+  missing = ctrl_files.missing("/far/away")
+  assert rule_file.read(missing) is None
+  with pytest.raises(ctrldir.MissingDirectoryError) as caught:
+    rule_file.write(missing, rule)
+  assert caught.value.filename == "/far/away"
