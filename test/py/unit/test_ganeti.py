@@ -13,6 +13,7 @@ import os
 import pathlib
 import subprocess
 
+import fake_monitor
 import forked
 import kvmd_log
 import kvmd_process
@@ -79,6 +80,7 @@ class Node:
 def node():
   with kvmd_process.detached(f"{NODE}/var/run/ganeti/ganeti-kvmd.pid") as place:
     yield Node(place)
+  fake_monitor.end_all()
 
 
 @pytest.fixture
