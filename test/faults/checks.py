@@ -11,6 +11,7 @@ import typing
 
 from ganeti.kvmd.node import ctrldir, journal_files
 
+import kvmd_log
 from faults import node, oracle
 from faults.fake_qemu import FakeQemu
 from faults.oracle import Life, Right
@@ -120,11 +121,7 @@ def _complaints(world: World) -> list[str]:
   verdicts = collections.defaultdict(list)
   for verdict in world.daemons.verdicts:
     verdicts[verdict.instance].append(verdict.verdict)
-  complaints = [
-    line
-    for line in world.daemons.lines
-    if any(words in line for words in _FAULTS)
-  ]
+  complaints = _complaints_of_log(world.daemons.lines)
   for name, lives in world.lives.items():
     logged = verdicts[name]
     if not oracle.explains(lives, logged):
@@ -137,6 +134,17 @@ def _complaints(world: World) -> list[str]:
     if not slot.life.is_over:
       complaints += _complaints_of_living(world, slot)
   return complaints
+
+
+def _complaints_of_log(lines: list[str]) -> list[str]:
+  """Lists the faults of the daemon, each with the whole of its traceback."""
+  entries: list[list[str]] = []
+  for line in lines:
+    if kvmd_log.parse(line) or not entries:
+      entries.append([])
+    entries[-1].append(line)
+  texts = ["\n".join(entry) for entry in entries]
+  return [text for text in texts if any(words in text for words in _FAULTS)]
 
 
 def _complaints_of(

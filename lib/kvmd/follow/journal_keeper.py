@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 
 from ganeti.kvmd.core.following import State
 from ganeti.kvmd.node import journal_files
-from ganeti.kvmd.node.ctrldir import MissingDirectoryError
 from ganeti.kvmd.node.journal_files import JournalError
 from ganeti.kvmd.node.journal_space import LONG
 
@@ -137,9 +136,9 @@ class JournalKeeper:
     self._timers.set(name, time.monotonic() + delay)
 
   def _is_scarce(self) -> bool:
-    """Tells whether the file system is nearly full."""
+    """Tells whether the file system is known to be nearly full."""
     try:
       found = os.fstatvfs(self._shared.place.directory.descriptor)
-    except MissingDirectoryError:
+    except OSError:
       return False
     return found.f_bavail < found.f_blocks * _SCARCE

@@ -9,7 +9,7 @@ import resource
 import select
 import sys
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Optional
 
 from ganeti.kvmd.core import session
 from ganeti.kvmd.core.timers import Timers
@@ -128,10 +128,10 @@ class MonitorFollower:
     if record.monitor is not None:
       self._take_leave(record.monitor)
       self.drop(record)
-    if is_dead:
+    life = self._life(record.name) if is_dead else None
+    if life is not None:
       self._judged[record.name] = _Judged(
-        self._shared.place.directory.life(record.name),
-        time.monotonic() + self._timing.lingering,
+        life, time.monotonic() + self._timing.lingering
       )
 
   def drop(self, record: Record) -> None:
@@ -213,22 +213,20 @@ class MonitorFollower:
 
   def _take_leave(self, monitor: Monitored) -> None:
     """Gives the verdict on a life if the journal is that of another."""
-    name = monitor.instance.name
-    life = monitor.instance.life
-    directory = self._shared.place.directory
-    if life is None or directory.journal_tells_of(name, life):
+    instance = monitor.instance
+    if instance.life is None or self._shared.verdicts.is_journaled(instance):
       return
     made = monitor.connection
     if made is not None:
       if not monitor.is_superseded() and not made.has_hung_up:
         return
       self._read_out(monitor)
-    process = monitor.instance.process
-    attempt = connection.connect(directory, name)
+    process = instance.process
+    attempt = connection.connect(self._shared.place.directory, instance.name)
     if attempt.connection is not None:
       attempt.connection.close()
     monitor.judge(attempt)
-    self._shared.processes.end(process, name, time.monotonic())
+    self._shared.processes.end(process, instance.name, time.monotonic())
 
   def _read_out(self, monitor: Monitored) -> None:
     """Hangs up; what was said till then still counts."""
@@ -241,8 +239,15 @@ class MonitorFollower:
     return (
       judged is not None
       and judged.deadline > time.monotonic()
-      and self._shared.place.directory.life(name) == judged.life
+      and self._life(name) == judged.life
     )
+
+  def _life(self, name: str) -> Optional[Life]:
+    """Returns the present life; None if that cannot be found out."""
+    try:
+      return self._shared.place.directory.life(name)
+    except OSError:
+      return None
 
   def _retry(self, monitor: Monitored) -> None:
     """Connects soon if all was well so far, else later and later."""

@@ -81,13 +81,27 @@ class Verdicts:
     if not instance.is_met:
       return
     if not instance.is_attached:
-      if self._is_journaled(instance):
+      if self.is_journaled(instance):
         return
       instance.lifecycle.announced = lifecycle.UNHEARD
       self.find(instance)
     ending = instance.end()
     self.settle(instance)
     instance.log_verdict(ending)
+
+  def is_journaled(self, instance: Instance) -> bool:
+    """Tells whether there is a journal of an instance's life.
+
+    One that cannot be looked at cannot be followed either.
+
+    """
+    try:
+      return (
+        instance.life is not None
+        and self._place.directory.journal_tells_of(instance.name, instance.life)
+      )
+    except OSError:
+      return False
 
   def find(self, instance: Instance) -> None:
     """Finds out what marks mean that are there already, or removes them."""
@@ -172,16 +186,6 @@ class Verdicts:
           return False
       instance.marks.leave(due)
     return True
-
-  def _is_journaled(self, instance: Instance) -> bool:
-    """Tells whether there is a journal of an instance's life."""
-    try:
-      return (
-        instance.life is not None
-        and self._place.directory.journal_tells_of(instance.name, instance.life)
-      )
-    except OSError:
-      return False
 
 
 def _complain_of(err: OSError, instance: Instance) -> None:

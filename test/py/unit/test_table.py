@@ -29,9 +29,7 @@ from ganeti.kvmd.core.following import (
   State,
 )
 from ganeti.kvmd.follow import table
-from ganeti.kvmd.node import (
-  journal_files,
-)
+from ganeti.kvmd.node import ctrldir, journal_files
 from ganeti.kvmd.node.ctrldir import Instances
 from scene import begin_journal
 
@@ -601,3 +599,106 @@ def test_journal_cannot_be_read_for_some_time(scene, monkeypatch):
   assert scene.verdict("web1") == "user"
   scene.fence()
   assert scene.verdicts("web1") == ["user"]
+
+
+def is_listened_to(scene):
+  scene.attach("web1")
+
+
+def has_hung_up(scene):
+  """Its monitor is there, and nobody answers."""
+  scene.hurry(retry=60.0)
+  scene.attach("web1").die()
+  scene.turn()
+
+
+def has_a_monitor_that_nobody_looked_at(scene):
+  FakeMonitor(scene.ctrl_dir, "web1")
+
+
+def keeps_a_journal(scene):
+  with begin_journal(scene.ctrl_dir, "web1") as file:
+    scene.says("instance web1: its QEMU keeps a journal")
+    yield
+    file.write(event("STOP"))
+
+
+def has_ended_and_left_a_monitor(scene):
+  scene.hurry(lingering=60.0)
+  FakeMonitor(scene.ctrl_dir, "web1")
+  with begin_journal(scene.ctrl_dir, "web1") as file:
+    scene.says("instance web1: its QEMU keeps a journal")
+    file.write(event("SHUTDOWN", USER))
+  scene.verdict("web1")
+
+
+def has_got_a_journal_while_it_was_listened_to(scene):
+  scene.attach("web1")
+  with begin_journal(scene.ctrl_dir, "web1"):
+    yield
+
+
+def has_a_journal_of_no_use(scene):
+  FakeMonitor(scene.ctrl_dir, "web1")
+  with begin_journal(scene.ctrl_dir, "web1") as file:
+    file.write(b"garbage\n" * 2)
+    scene.turn()
+    yield
+
+
+@pytest.mark.parametrize(
+  "error",
+  [
+    ctrldir.MissingDirectoryError(errno.ENOENT, "missing", "ctrl"),
+    OSError(errno.EIO, "broken", "ctrl"),
+  ],
+  ids=["missing", "broken"],
+)
+@pytest.mark.parametrize("looks", ["at once", "for the first time then"])
+@pytest.mark.parametrize(
+  "situation",
+  [
+    is_listened_to,
+    has_hung_up,
+    has_a_monitor_that_nobody_looked_at,
+    keeps_a_journal,
+    has_ended_and_left_a_monitor,
+    has_got_a_journal_while_it_was_listened_to,
+    has_a_journal_of_no_use,
+  ],
+)
+def test_directory_fails_whatever_is_told(
+  scene, monkeypatch, situation, looks, error
+):
+  """It may do that at any moment: no fault of the daemon."""
+  steps = situation(scene) or []
+  for _ in itertools.islice(steps, 1):
+    pass
+  told = scene.daemon._lookout.table
+  nobody = Instances(set(), set(), set())
+  journaled = Instances(set(), {"web1"}, set())
+  monitored = Instances({"web1"}, set(), {"web1"})
+  facts = [
+    lambda: told.monitor_appeared("web1"),
+    lambda: told.journal_appeared("web1"),
+    lambda: told.journal_closed("web1"),
+    lambda: told.rescan(nobody, thoroughly=True, elsewhere=False),
+    lambda: told.rescan(journaled, thoroughly=True, elsewhere=False),
+    lambda: told.rescan(monitored, thoroughly=True, elsewhere=False),
+    lambda: told.rescan(nobody, thoroughly=True, elsewhere=True),
+    lambda: told.run(float("inf")),
+  ]
+  if looks == "at once":
+    scene.turn()
+  for fact in facts:
+    with monkeypatch.context() as patch:
+      patch.setattr(
+        ctrldir.ControlDirectory,
+        "descriptor",
+        property(mock.Mock(side_effect=error)),
+      )
+      fact()
+    fact()
+  for _ in steps:
+    pass
+  assert scene.count("a fault of the daemon") == 0
