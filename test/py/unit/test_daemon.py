@@ -440,6 +440,12 @@ def test_fault_while_all_is_looked_at_anew_at_once(loop, caplog):
   assert caplog.messages[0].endswith(" in 0 s")
 
 
+@pytest.mark.parametrize("has_directory", [True, False])
+def test_whether_there_is_a_directory(loop, has_directory):
+  loop.place.has_directory = has_directory
+  assert loop.daemon.has_directory is has_directory
+
+
 @pytest.mark.parametrize("has_exits", [True, False])
 def test_close(loop, monkeypatch, caplog, has_exits):
   if not has_exits:

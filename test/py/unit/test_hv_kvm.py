@@ -342,9 +342,12 @@ class TestStop:
       hypervisor.StopInstance(_instance(), force=force, retry=True)
       assert place.marks() == [Mark.POWERDOWN]
 
+  @pytest.mark.parametrize("has_pidfile", [False, True])
   def test_is_not_said_of_one_that_is_down(
-    self, hypervisor, place: Place, stopping
+    self, hypervisor, place: Place, stopping, has_pidfile
   ) -> None:
+    if has_pidfile:
+      (place.root / "pid" / NAME).write_text("999999999\n")
     place.mark(Mark.SHUTDOWN)
     events = place.journal()
     hypervisor.StopInstance(_instance())
@@ -371,9 +374,10 @@ class TestStop:
         (instance.name, force, name, timeout)
       ),
     )
-    hypervisor.StopInstance(_instance(), True, False, NAME, 7)
+    # The instance is what it was given as, whatever it is called besides.
+    hypervisor.StopInstance(_instance(), True, False, OTHER, 7)
     hypervisor.StopInstance(_instance(), timeout=7)
-    assert passed == [(NAME, True, NAME, 7), (NAME, False, None, 7)]
+    assert passed == [(NAME, True, OTHER, 7), (NAME, False, None, 7)]
 
   def test_by_force(self, hypervisor, place: Place) -> None:
     qemu = place.start_qemu()
