@@ -178,10 +178,12 @@ class Place:
   def _follow_path(self) -> None:
     """Looks where the path leads."""
     before = self._found
+    gone = f"{self.watch.path} is gone; waiting for it to come back"
+    loss = "" if before is None else gone
     try:
       moved = self.watch.follow()
     except OSError as err:
-      self.report(f"cannot use {err.filename}: {err.strerror}")
+      loss = f"cannot use {err.filename}: {err.strerror}"
       self.patience = self._timing.trouble
       moved = True
     self._say_blindness()
@@ -192,8 +194,8 @@ class Place:
     self._found = self._find()
     if self._found is not None:
       self.report(f"{self.watch.path} is there now", logging.INFO)
-    elif before is not None:
-      self.report(f"{self.watch.path} is gone; waiting for it to come back")
+    elif loss:
+      self.report(loss)
 
   def _claim(self) -> ctrldir.ControlDirectory:
     """Sees to it that no other daemon follows the directory.

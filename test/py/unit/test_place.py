@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import logging
 import os
 import shutil
 from unittest import mock
@@ -22,12 +25,19 @@ from fake_monitor import (
 )
 from ganeti.kvmd import daemon
 from ganeti.kvmd.core.lifecycle import Rule
+from ganeti.kvmd.core.timing import Timing
 from ganeti.kvmd.node import (
   ctrldir,
   directory_locks,
   journal_files,
+  rule_file,
+  watch,
 )
 from ganeti.kvmd.node.lockfile import LockedError
+from ganeti.kvmd.node.place import Change, Place
+
+INFINITE = float("inf")
+TROUBLE = 3.0
 
 
 def test_rule(scene):
@@ -325,6 +335,314 @@ def test_directory_is_removed_while_it_is_claimed(scene, monkeypatch):
   scene.ctrl_dir.mkdir()
   scene.attach("web1")
   assert scene.count("cannot use") == 0
+
+
+@pytest.fixture
+def place(ctrl_dir, caplog):
+  """A place of which nobody makes use."""
+  caplog.set_level(logging.INFO)
+  before = len(os.listdir("/proc/self/fd"))
+  found = Place(
+    str(ctrl_dir), ".kvmd", Rule.SEQUENCE, Timing(trouble=TROUBLE, lock=60.0)
+  )
+  yield found
+  found.close()
+  assert len(os.listdir("/proc/self/fd")) == before
+
+
+def is_usable(place):
+  """Tells whether the directory may be followed."""
+  try:
+    place.directory.check_access()
+  except ctrldir.MissingDirectoryError:
+    return False
+  return True
+
+
+def said(caplog):
+  """Returns what was logged since the last time, with the levels."""
+  lines = [(each.levelname, each.getMessage()) for each in caplog.records]
+  caplog.clear()
+  return lines
+
+
+def test_place_where_nothing_happens(place, ctrl_dir, caplog):
+  assert place.watch.path == str(ctrl_dir)
+  before = place.directory
+  for _ in range(2):
+    assert place.follow() is Change.NONE
+    assert place.directory is before
+    assert place.patience == INFINITE
+    assert (place.has_directory, place.is_left_to_others) == (True, False)
+  assert said(caplog) == []
+
+
+def test_place_comes_and_goes(place, ctrl_dir, caplog):
+  for _ in range(2):
+    shutil.rmtree(ctrl_dir)
+    for change in (Change.ELSEWHERE, Change.NONE):
+      assert place.follow() is change
+      assert not is_usable(place)
+      assert place.patience == INFINITE
+      assert (place.has_directory, place.is_left_to_others) == (False, False)
+    gone = f"{ctrl_dir} is gone; waiting for it to come back"
+    assert said(caplog) == [("WARNING", gone)]
+    ctrl_dir.mkdir()
+    for change in (Change.ELSEWHERE, Change.NONE):
+      assert place.follow() is change
+      assert is_usable(place)
+      assert directory_locks.daemon_of(str(ctrl_dir)) == os.getpid()
+    assert said(caplog) == [("INFO", f"{ctrl_dir} is there now")]
+
+
+def test_place_is_exchanged(place, ctrl_dir, scratch):
+  ctrl_dir.rename(scratch / "old")
+  ctrl_dir.mkdir()
+  assert place.follow() is Change.ELSEWHERE
+  assert directory_locks.daemon_of(str(ctrl_dir)) == os.getpid()
+  # The other one may have another daemon now.
+  assert directory_locks.daemon_of(str(scratch / "old")) is None
+
+
+def test_place_that_cannot_be_followed(place, ctrl_dir, caplog):
+  shutil.rmtree(ctrl_dir)
+  ctrl_dir.touch()
+  for change in (Change.ELSEWHERE, Change.NONE):
+    assert place.follow() is change
+    assert place.patience == TROUBLE
+    assert not is_usable(place)
+    assert (place.has_directory, place.is_left_to_others) == (False, False)
+  assert said(caplog) == [
+    ("WARNING", f"cannot use {ctrl_dir}: Not a directory")
+  ]
+  ctrl_dir.unlink()
+  ctrl_dir.mkdir()
+  assert place.follow() is Change.ELSEWHERE
+  assert place.patience == INFINITE
+
+
+def lose_lock(ctrl_dir):
+  """Lets another daemon be quicker."""
+  (ctrl_dir / ctrldir.LOCK_FILE).unlink()
+  return Rival(ctrl_dir)
+
+
+def test_place_is_left_to_another_daemon(place, ctrl_dir, caplog):
+  rival = lose_lock(ctrl_dir)
+  for change in (Change.LEFT, Change.NONE, Change.NONE):
+    assert place.follow() is change
+    assert not is_usable(place)
+    # The kernel tells when the other one ends.
+    assert place.patience == INFINITE
+    assert (place.has_directory, place.is_left_to_others) == (True, True)
+  ((level, line),) = said(caplog)
+  assert level == "WARNING"
+  assert line.startswith(f"{ctrl_dir} belongs to another ganeti-kvmd")
+  rival.end()
+  assert place.follow() is Change.ELSEWHERE
+  assert is_usable(place)
+  assert (place.has_directory, place.is_left_to_others) == (True, False)
+  assert said(caplog) == [("INFO", f"{ctrl_dir} is followed from now on")]
+
+
+def test_place_is_gone_while_it_is_another_daemons(place, ctrl_dir, caplog):
+  rival = lose_lock(ctrl_dir)
+  place.follow()
+  said(caplog)
+  shutil.rmtree(ctrl_dir)
+  # Nobody was followed there.
+  assert place.follow() is Change.NONE
+  assert (place.has_directory, place.is_left_to_others) == (False, False)
+  rival.end()
+  ctrl_dir.mkdir()
+  assert place.follow() is Change.ELSEWHERE
+  assert [line.split()[-1] for _, line in said(caplog)] == ["back", "now"]
+
+
+def test_place_of_another_daemon_is_exchanged_for_that_of_a_third(
+  place, ctrl_dir, scratch
+):
+  rivals = [lose_lock(ctrl_dir)]
+  assert place.follow() is Change.LEFT
+  ctrl_dir.rename(scratch / "old")
+  ctrl_dir.mkdir()
+  rivals.append(Rival(ctrl_dir))
+  assert place.follow() is Change.NONE
+  for rival in rivals:
+    rival.end()
+  assert place.follow() is Change.ELSEWHERE
+
+
+LOCKED = LockedError("there", 77)
+
+
+@pytest.mark.parametrize(
+  ("error", "is_new", "change", "patience", "words"),
+  [
+    (LOCKED, False, Change.LEFT, INFINITE, "belongs to another"),
+    (LOCKED, True, Change.LEFT, INFINITE, "belongs to another"),
+    # Whom we follow is not lost by that; but it is no reason to begin.
+    (OSError(errno.EIO, "I/O", "it"), False, Change.NONE, INFINITE, "it: I/O"),
+    (OSError(errno.EIO, "I/O", "it"), True, Change.LEFT, TROUBLE, "it: I/O"),
+    # It may be another daemon's.
+    (PermissionError(13, "no", "it"), False, Change.LEFT, TROUBLE, "it: no"),
+    (PermissionError(13, "no", "it"), True, Change.LEFT, TROUBLE, "it: no"),
+    # The directory was removed just now.
+    (FileNotFoundError(2, "none", "it"), False, Change.NONE, INFINITE, ""),
+    (FileNotFoundError(2, "none", "it"), True, Change.LEFT, TROUBLE, ""),
+  ],
+)
+def test_place_that_cannot_be_claimed(
+  place,
+  ctrl_dir,
+  scratch,
+  monkeypatch,
+  caplog,
+  *,
+  error,
+  is_new,
+  change,
+  patience,
+  words,
+):
+  """Depending on whether it was ours before."""
+  if is_new:
+    ctrl_dir.rename(scratch / "old")
+    ctrl_dir.mkdir()
+    place._trouble = f"{ctrl_dir} is there now"
+  claim = mock.Mock(side_effect=error)
+  monkeypatch.setattr(directory_locks.DirectoryLocks, "claim", claim)
+  assert place.follow() is change
+  assert place.patience == patience
+  assert is_usable(place) is (change is Change.NONE)
+  assert [words in line for _, line in said(caplog)] == [True] * bool(words)
+
+
+def test_beginning_where_there_is_nothing(scratch):
+  with contextlib.closing(
+    Place(str(scratch / "missing"), ".kvmd", Rule.CAUSE, Timing())
+  ) as place:
+    assert not is_usable(place)
+    assert (place.has_directory, place.is_left_to_others) == (False, False)
+    assert place.follow() is Change.NONE
+
+
+@pytest.mark.parametrize(
+  ("what", "error"),
+  [
+    ("claim", LOCKED),
+    ("claim", OSError(errno.EIO, "I/O")),
+    ("check_access", PermissionError(errno.EACCES, "no")),
+  ],
+)
+def test_beginning_that_fails_leaves_nothing_open(
+  ctrl_dir, monkeypatch, what, error
+):
+  of = {
+    "claim": directory_locks.DirectoryLocks,
+    "check_access": ctrldir.ControlDirectory,
+  }[what]
+  monkeypatch.setattr(of, what, mock.Mock(side_effect=error))
+  before = len(os.listdir("/proc/self/fd"))
+  with pytest.raises(type(error)):
+    Place(str(ctrl_dir), ".kvmd", Rule.CAUSE, Timing())
+  assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_end_lets_another_daemon_begin(ctrl_dir):
+  place = Place(str(ctrl_dir), ".kvmd", Rule.CAUSE, Timing())
+  with pytest.raises(LockedError):
+    Place(str(ctrl_dir), ".kvmd", Rule.CAUSE, Timing())
+  place.close()
+  Place(str(ctrl_dir), ".kvmd", Rule.CAUSE, Timing()).close()
+
+
+def test_place_that_cannot_be_watched(place, ctrl_dir, monkeypatch, caplog):
+  """It is said when that changes, and the path is followed soon again."""
+  blindness = ["", "out of this", "out of this", "out of that", "", ""]
+  monkeypatch.setattr(
+    watch.Watch, "follow", lambda mine: setattr(mine, "blindness", now) or False
+  )
+  lines = []
+  for now in blindness:
+    assert place.follow() is Change.NONE
+    assert place.patience == (TROUBLE if now else INFINITE)
+    lines.append([line.partition(". ")[0] for _, line in said(caplog)])
+  assert lines == [
+    [],
+    [f"cannot watch {ctrl_dir}: out of this"],
+    [],
+    [f"cannot watch {ctrl_dir}: out of that"],
+    [f"watching {ctrl_dir} again"],
+    [],
+  ]
+
+
+@pytest.mark.parametrize(
+  ("kept_out", "lines"),
+  [
+    # Since when, and until when at least, each time that is looked at.
+    ([None], 0),
+    ([(0.0, 60.0)], 0),
+    ([(0.0, 60.5)], 1),
+    ([(7.0, 67.0), (7.0, 67.5), (7.0, 900.0)], 1),
+    ([(7.0, 67.5), None, (100.0, 160.0)], 1),
+    ([(7.0, 67.5), None, (100.0, 161.0)], 2),
+  ],
+)
+def test_who_keeps_us_from_changes_is_told_of_once(
+  place, caplog, kept_out, lines
+):
+  for each in kept_out:
+    place.directory.locks.kept_out = each and directory_locks.KeptOut(
+      *each, "process 77 holds it"
+    )
+    place.complain_of_lock()
+  told = said(caplog)
+  assert [level for level, _ in told] == ["WARNING"] * lines
+  assert all("process 77 holds it;" in line for _, line in told)
+
+
+def test_nobody_keeps_us_from_changes_where_there_is_nothing(place, ctrl_dir):
+  locks = place.directory.locks
+  locks.kept_out = directory_locks.KeptOut(0.0, 100.0, "process 77 holds it")
+  shutil.rmtree(ctrl_dir)
+  place.follow()
+  place.complain_of_lock()
+
+
+@pytest.mark.parametrize(
+  ("rule", "written"), [(Rule.CAUSE, None), (Rule.SEQUENCE, "sequence")]
+)
+def test_which_rule_is_said(place, monkeypatch, rule, written):
+  place._rule = rule
+  write = mock.Mock()
+  monkeypatch.setattr(rule_file, "write", write)
+  place.say_rule()
+  write.assert_called_once_with(place.directory, written)
+
+
+def test_rule_that_cannot_be_said_is_an_event(place, monkeypatch, caplog):
+  """What does not change is not repeated; a missing directory is nothing."""
+  full = OSError(errno.ENOSPC, "full", "file")
+  missing = ctrldir.MissingDirectoryError(2, "none", "there")
+  results = [full, full, missing, full, None, full, full, None, None]
+  monkeypatch.setattr(rule_file, "write", mock.Mock(side_effect=results))
+  lines = []
+  for _ in results:
+    place.say_rule()
+    lines.append(len(said(caplog)))
+  assert lines == [1, 0, 0, 0, 0, 1, 0, 0, 0]
+
+
+def test_state_is_logged_when_it_is_another(place, caplog):
+  for text in ("one", "one", "two", "one"):
+    place.report(text, logging.INFO if text == "two" else logging.WARNING)
+  assert said(caplog) == [
+    ("WARNING", "one"),
+    ("INFO", "two"),
+    ("WARNING", "one"),
+  ]
 
 
 def is_long(control, name):
