@@ -16,8 +16,12 @@ import signal
 import subprocess
 import sys
 import time
+import types
+from unittest import mock
 
 import forked
+import ganeti
+import ganeti.kvmd.node
 import kvmd_log
 import kvmd_process
 import pytest
@@ -195,6 +199,186 @@ def test_version(option, capsys):
   said = capsys.readouterr()
   assert said.err == ""
   assert re.fullmatch(rf"ganeti-kvmd \(.*\) version {VERSION}\n", said.out)
+
+
+@pytest.fixture
+def served(monkeypatch):
+  """What the program was about to serve: its options, and the files."""
+  found = []
+  monkeypatch.setattr(
+    main,
+    "_serve",
+    lambda options, files, on_ready: found.append((options, files)),
+  )
+  return found
+
+
+@pytest.mark.parametrize(
+  ("text", "seconds"),
+  [(None, 60.0), ("86400", 86400.0), ("0.001", 0.001), ("1e3", 1000.0)],
+)
+def test_interval(served, text, seconds):
+  arguments = [] if text is None else [f"--rescan-interval={text}"]
+  assert main.main(["-f", "--ctrl-dir=/far/away", *arguments]) == 0
+  ((options, files),) = served
+  assert options.rescan_interval == seconds
+  assert files == ("/far/away", None, None)
+
+
+@pytest.mark.parametrize("text", ["0", "86400.5", "-1", "soon", "nan"])
+def test_interval_that_makes_no_sense(served, text, capsys):
+  with pytest.raises(SystemExit):
+    main.main(["-f", "--ctrl-dir=/far/away", f"--rescan-interval={text}"])
+  assert served == []
+  assert f"'{text}' is no number of seconds from above 0 to 86400\n" in (
+    capsys.readouterr().err
+  )
+
+
+# --- On a node ---
+
+
+@pytest.fixture
+def node(monkeypatch):
+  """A node that wants the daemon, and its answer, which can be changed."""
+  cluster = mock.Mock(return_value=None)
+  modules = {
+    "constants": types.SimpleNamespace(
+      KVMD="ganeti-kvmd",
+      KVMD_USER="root",
+      DAEMONS_LOGFILES={"ganeti-kvmd": "/log/kvm-daemon.log"},
+    ),
+    "pathutils": types.SimpleNamespace(RUN_DIR="/run/ganeti"),
+  }
+  for name, module in modules.items():
+    monkeypatch.setattr(ganeti, name, module, raising=False)
+  monkeypatch.setattr(
+    ganeti.kvmd.node,
+    "ssconf",
+    types.SimpleNamespace(reason_not_to_run=cluster),
+    raising=False,
+  )
+  return cluster
+
+
+FILES = (
+  "/run/ganeti/kvm-hypervisor/ctrl",
+  "/run/ganeti/ganeti-kvmd.pid",
+  "/log/kvm-daemon.log",
+)
+
+
+@pytest.mark.parametrize(
+  ("user", "options"),
+  [(0, []), (0, ["--no-user-checks"]), (7, ["--no-user-checks"])],
+)
+def test_files_of_a_node(node, served, monkeypatch, user, options):
+  monkeypatch.setattr(os, "geteuid", lambda: user)
+  assert main.main(["-f", *options]) == 0
+  assert [files for _, files in served] == [FILES]
+
+
+@pytest.mark.parametrize("user", [1, 7])
+def test_another_user_on_a_node(node, served, monkeypatch, capsys, user):
+  monkeypatch.setattr(os, "geteuid", lambda: user)
+  assert main.main(["-f"]) == 1
+  assert served == []
+  node.assert_not_called()
+  assert f"must run as root, not as user {user} (--no-user-checks" in (
+    capsys.readouterr().err
+  )
+
+
+def test_node_on_which_it_is_not_wanted(node, served, monkeypatch, capsys):
+  """That is no failure."""
+  monkeypatch.setattr(os, "geteuid", lambda: 0)
+  node.return_value = "KVM is off"
+  assert main.main([]) == 0
+  assert served == []
+  assert capsys.readouterr() == ("ganeti-kvmd: not started: KVM is off\n", "")
+
+
+def test_node_of_no_cluster(node, served, monkeypatch, capsys):
+  monkeypatch.setattr(os, "geteuid", lambda: 0)
+  node.side_effect = FileNotFoundError(2, "none", "/data/ssconf")
+  assert main.main(["-f"]) == 1
+  assert served == []
+  assert capsys.readouterr().err == (
+    "ganeti-kvmd: this node is in no Ganeti cluster: cannot read /data/ssconf:"
+    " none\n"
+  )
+
+
+@pytest.mark.parametrize("error", [ImportError, RuntimeError])
+def test_no_ganeti(node, served, monkeypatch, capsys, error):
+  """Or one that cannot be used."""
+
+  class Finder:
+    """Finds out that there is something wrong with it."""
+
+    def find_spec(self, name, *_):
+      if name == "ganeti.constants":
+        raise error("it is broken")
+
+  monkeypatch.delattr(ganeti, "constants")
+  monkeypatch.delitem(sys.modules, "ganeti.constants", raising=False)
+  monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
+  assert main.main(["-f"]) == 1
+  assert served == []
+  assert capsys.readouterr().err == (
+    "ganeti-kvmd: there is no Ganeti to serve (it is broken); without it, say"
+    " which directory to watch with --ctrl-dir\n"
+  )
+
+
+# --- Logs ---
+
+
+@pytest.fixture
+def wanted(monkeypatch):
+  """Where the program wants to log to."""
+  found = mock.Mock()
+  monkeypatch.setattr(main.logs, "Logs", found)
+  return found
+
+
+@pytest.mark.parametrize(
+  ("foreground", "syslog", "log", "expected"),
+  [
+    (True, "no", None, ["add_terminal"]),
+    (True, "yes", None, ["add_terminal", "add_syslog"]),
+    (True, "only", None, ["add_terminal", "add_syslog"]),
+    (True, "no", "/log", ["add_terminal", "add_file"]),
+    (True, "yes", "/log", ["add_terminal", "add_syslog", "add_file"]),
+    (True, "only", "/log", ["add_terminal", "add_syslog"]),
+    # It would have nowhere else to speak.
+    (False, "no", None, ["add_syslog"]),
+    (False, "yes", None, ["add_syslog"]),
+    (False, "only", None, ["add_syslog"]),
+    (False, "no", "/log", ["add_file"]),
+    (False, "yes", "/log", ["add_syslog", "add_file"]),
+    (False, "only", "/log", ["add_syslog"]),
+  ],
+)
+@pytest.mark.parametrize("debug", [False, True])
+def test_where_it_logs_to(wanted, *, foreground, syslog, log, debug, expected):
+  options = types.SimpleNamespace(
+    foreground=foreground, syslog=syslog, debug=debug
+  )
+  files = main.Files("/far/away", None, log)
+  assert main._set_up_logs(options, files) is wanted.return_value
+  wanted.assert_called_once_with("ganeti-kvmd", debug=debug)
+  arguments = {"add_file": ("/log",)}
+  assert wanted.return_value.mock_calls == [
+    getattr(mock.call, name)(*arguments.get(name, ())) for name in expected
+  ]
+
+
+def test_log_that_cannot_be_written(wanted):
+  wanted.return_value.add_file.side_effect = PermissionError(13, "no", "/log")
+  options = types.SimpleNamespace(foreground=False, syslog="no", debug=False)
+  with pytest.raises(main.StartError, match=r"^cannot log to /log: no$"):
+    main._set_up_logs(options, main.Files("/far/away", None, "/log"))
 
 
 # --- What makes it fail ---
