@@ -138,6 +138,7 @@ def test_version_that_nobody_knows(greeting):
   [
     (status({"status": "running"}), True),
     (status({"status": "paused"}), True),
+    (status({"status": "suspended"}), True),
     (status({"status": "shutdown"}), False),
     (status({"running": True}), False),
     (status({}), False),
