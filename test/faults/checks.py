@@ -9,9 +9,9 @@ import collections
 import collections.abc
 import typing
 
+import kvmd_log
 from ganeti.kvmd.node import ctrldir, journal_files
 
-import kvmd_log
 from faults import node, oracle
 from faults.fake_qemu import FakeQemu
 from faults.oracle import Life, Right

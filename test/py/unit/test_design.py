@@ -47,7 +47,7 @@ _IMPORTS = {
   " follow.journal_reader follow.journaled follow.record follow.shared"
   " node.ctrldir node.journal_files node.processes",
   "follow.journal_keeper": "core.following core.timers follow.record"
-  " follow.shared node.ctrldir node.journal_files node.journal_space",
+  " follow.shared node.journal_files node.journal_space",
   "follow.journal_reader": "core.following core.lifecycle core.timers"
   " follow.instance follow.journaled follow.record follow.shared node.ctrldir"
   " node.journal node.journal_files",

@@ -33,8 +33,8 @@ def web1():
   return Instance("web1", Rule.CAUSE, quota.Quota())
 
 
-def attached(known, seconds=0.0):
-  known.begin(Life(7, time.time_ns() - int(seconds * 1e9)))
+def attached(known):
+  known.begin(LIFE)
   known.meet()
   assert known.attach("7.2.0", 42)
   return known
@@ -99,23 +99,63 @@ def test_attached(web1, lines):
   assert lines()[1:] == ["instance web1: attached to QEMU 7.2.0 again"]
 
 
-def test_attached_without_having_been_met(web1):
-  web1.begin(Life(7, time.time_ns() - 5 * 10**9))
+class Clock:
+  """What the time is, by the clock that is set and by the one that is not."""
+
+  def __init__(self):
+    self.since_boot = 5000.0
+    self.of_day = 1795438800.0
+
+  def monotonic(self):
+    return self.since_boot
+
+  def time(self):
+    return self.of_day
+
+  def pass_by(self, seconds):
+    self.since_boot += seconds
+    self.of_day += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch):
+  found = Clock()
+  monkeypatch.setattr(module, "time", found)
+  return found
+
+
+@pytest.mark.parametrize(
+  ("age", "seconds"),
+  [
+    (0.0, 0.0),
+    (90.25, 90.25),
+    (10**6 + 0.5, 10**6 + 0.5),
+    # The clock was set back since then.
+    (-0.5, 0.0),
+    (-3600.0, 0.0),
+  ],
+)
+@pytest.mark.parametrize("is_met_before", [True, False])
+def test_how_long_it_ran(web1, clock, age, seconds, is_met_before):
+  """It counts from its birth, whenever it is met, or met again."""
+  web1.begin(Life(7, int((clock.of_day - age) * 1e9)))
+  if is_met_before:
+    web1.meet()
+    clock.pass_by(2.5)
+    web1.meet()
+    clock.pass_by(-2.5)
   assert web1.attach("7.2.0", 42)
   assert web1.is_met
-  assert 5.0 <= web1.end().seconds < 60.0
+  clock.pass_by(7.5)
+  assert web1.end().seconds == pytest.approx(seconds + 7.5)
 
 
-def test_how_long_it_ran(web1):
-  attached(web1, seconds=90.0)
-  # It counts from its birth, whenever it is met again.
+def test_how_long_it_ran_whatever_the_clock_is_set_to(web1, clock):
+  web1.begin(Life(7, int((clock.of_day - 2) * 1e9)))
   web1.meet()
-  assert 90.0 <= web1.end().seconds < 120.0
-
-
-def test_how_long_it_ran_when_the_clock_was_set_back(web1):
-  attached(web1, seconds=-3600.0)
-  assert 0.0 <= web1.end().seconds < 30.0
+  clock.pass_by(3.0)
+  clock.of_day -= 86400.0
+  assert web1.end().seconds == pytest.approx(5.0)
 
 
 def test_events_count(web1, lines):
@@ -150,17 +190,20 @@ def test_end_that_was_heard_removes_the_file(web1):
   assert Due(Mark.SHUTDOWN, is_wanted=False) in due
 
 
-@pytest.mark.parametrize(("said", "seconds"), [(12.5, 12.5), (-3.0, 0.0)])
-def test_everything_is_known(web1, said, seconds):
+@pytest.mark.parametrize(
+  ("said", "seconds"), [(12.5, 12.5), (0.5, 0.5), (-3.0, 0.0)]
+)
+def test_everything_is_known(web1, clock, said, seconds):
   state = Lifecycle(Rule.CAUSE)
   state.receive("SHUTDOWN", USER, 0.0)
   web1.begin(LIFE)
   web1.conclude(state, said)
   assert web1.is_met
   assert web1.is_attached
+  clock.pass_by(0.25)
   ending = web1.end()
   assert ending.outcome.verdict is Verdict.USER
-  assert seconds <= ending.seconds < seconds + 5.0
+  assert ending.seconds == pytest.approx(seconds + 0.25)
 
 
 def test_remembered(web1):
@@ -226,6 +269,10 @@ def test_mark_that_changes_all_the_time(web1, lines):
     web1.log_mark(Mark.SHUTDOWN, "written")
   assert len(lines()) == module._MAX_CHANGES
   assert "its shutdown file is not logged any more" in lines()[-1]
+  # Not even if there was other trouble since then.
+  web1.complain("bad")
+  web1.log_mark(Mark.SHUTDOWN, "written")
+  assert lines()[module._MAX_CHANGES :] == ["instance web1: bad"]
   attached(web1)
   web1.begin(Life(8, NOW))
   web1.log_mark(Mark.SHUTDOWN, "written")
