@@ -11,6 +11,7 @@ look. The loop decides when something is done; of instances it knows nothing.
 from __future__ import annotations
 
 import logging
+import os
 import select
 import signal
 import time
@@ -18,11 +19,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ganeti.kvmd.core.quota import Quota
 from ganeti.kvmd.core.timing import Timing
+from ganeti.kvmd.follow.history import History
 from ganeti.kvmd.follow.lookout import Lookout
 from ganeti.kvmd.follow.shared import Shared
 from ganeti.kvmd.follow.table import Table
 from ganeti.kvmd.follow.verdicts import Verdicts
 from ganeti.kvmd.node import exits
+from ganeti.kvmd.node.history_files import HistoryFiles
 from ganeti.kvmd.node.place import Place
 from ganeti.kvmd.node.processes import Processes
 
@@ -41,6 +44,8 @@ class Settings(NamedTuple):
   @ivar monitor_suffix: what the names of monitor sockets end in
   @ivar rule: how a shutdown is judged
   @ivar timing: how often it does what
+  @ivar history: the file in which the ends of instances are written down; None
+    for none
 
   """
 
@@ -48,6 +53,7 @@ class Settings(NamedTuple):
   monitor_suffix: str
   rule: lifecycle.Rule
   timing: Timing = Timing()
+  history: Optional[str] = None
 
 
 class Daemon:
@@ -68,12 +74,18 @@ class Daemon:
     self._on_rescan: Callable[[], None] = lambda: None
     self._epoll = select.epoll()
     self._quota = Quota()
+    self._history = History(
+      None if settings.history is None else HistoryFiles(settings.history),
+      os.uname().nodename,
+      settings.timing,
+    )
     # When it may be said again that the kernel did not tell of all ends.
     self._next_regret = 0.0
     self._lookout = Lookout(self._place, self._new_table, settings.timing)
     self._exits = _listen_for_exits()
     self._handlers = {self._place.watch.fileno(): self._lookout.look}
     if self._exits is not None:
+      self._history.hears_exits = True
       self._handlers[self._exits.fileno()] = self._report_exits
     for descriptor in self._handlers:
       self._epoll.register(descriptor, select.EPOLLIN)
@@ -82,6 +94,7 @@ class Daemon:
     """Lets go of everything, without a verdict on anybody."""
     self._sum_up(float("inf"))
     self._lookout.table.close()
+    self._history.close()
     if self._exits is not None:
       self._exits.close()
     self._epoll.close()
@@ -125,7 +138,12 @@ class Daemon:
     @param limit: the longest to wait, in seconds; None for any time
 
     """
-    due = min(self._lookout.due, self._lookout.table.due, self._quota.due)
+    due = min(
+      self._lookout.due,
+      self._lookout.table.due,
+      self._quota.due,
+      self._history.due,
+    )
     wait = max(0.0, due - time.monotonic())
     if limit is not None:
       wait = min(wait, limit)
@@ -148,6 +166,9 @@ class Daemon:
       self._attempt(self._lookout.look_again)
       self._attempt(self._on_rescan)
       self._sum_up(now)
+    # Before what it tells of is removed.
+    if now >= self._history.due:
+      self._history.run(now)
     self._lookout.table.run(now)
     if now >= self._quota.due:
       self._sum_up(now)
@@ -158,6 +179,7 @@ class Daemon:
       place=self._place,
       verdicts=Verdicts(self._place, self._timing.delivery),
       processes=Processes(),
+      history=self._history,
       quota=self._quota,
       rule=self._rule,
       timing=self._timing,
@@ -183,6 +205,8 @@ class Daemon:
     told = self._exits.read(processes)
     for end in told.exits:
       name = processes.take(end.process, end.ended)
+      if name is not None:
+        self._history.tell_exit(end.process, end.how)
       if name is not None and self._quota.admit_line(name, time.monotonic()):
         logging.info(
           "instance %s: its process %d %s", name, end.process, end.how
@@ -204,6 +228,8 @@ class Daemon:
     """
     for summary in self._quota.summaries(now):
       logging.warning("instance %s: %s", summary.name, summary.text)
+      if summary.verdicts:
+        self._history.note_more(summary.name, summary.verdicts)
 
 
 def _listen_for_exits() -> Optional[exits.Exits]:

@@ -33,6 +33,9 @@ PROGRAM = "ganeti-kvmd"
 #: So many more objects than before make it worth looking for garbage.
 _GARBAGE = 20_000
 
+#: Where the history is, beside Ganeti's logs, in a directory of its own.
+_HISTORY = ("kvmd-history", "history.jsonl")
+
 #: The longest interval that makes sense for a look at everything: a day.
 _MAX_INTERVAL = 86400.0
 
@@ -51,12 +54,14 @@ class Files(NamedTuple):
   @ivar control_directory: what to watch
   @ivar pid: the pidfile; None for none
   @ivar log: the log file; None for none
+  @ivar history: the file of the history; None for none
 
   """
 
   control_directory: str
   pid: Optional[str]
   log: Optional[str]
+  history: Optional[str]
 
 
 def _suffix(text: str) -> str:
@@ -158,9 +163,17 @@ def _parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     metavar="FILE",
     help="with --ctrl-dir: keep a pidfile there",
   )
+  parser.add_argument(
+    "--history",
+    type=_path,
+    metavar="FILE",
+    help="with --ctrl-dir: write each instance's end into that file",
+  )
   options = parser.parse_args(arguments)
-  if options.pid_file and not options.ctrl_dir:
-    parser.error("--pid-file goes with --ctrl-dir; Ganeti's is elsewhere")
+  for option in "pid_file", "history":
+    if getattr(options, option) and not options.ctrl_dir:
+      name = option.replace("_", "-")
+      parser.error(f"--{name} goes with --ctrl-dir; Ganeti's is elsewhere")
   return options
 
 
@@ -172,7 +185,7 @@ def _find_files(options: argparse.Namespace) -> Files:
 
   """
   if options.ctrl_dir:
-    return Files(options.ctrl_dir, options.pid_file, None)
+    return Files(options.ctrl_dir, options.pid_file, None, options.history)
   try:
     from ganeti import constants, pathutils
     from ganeti.kvmd.node import ssconf
@@ -199,6 +212,7 @@ def _find_files(options: argparse.Namespace) -> Files:
     ctrldir.ganeti_path(),
     os.path.join(pathutils.RUN_DIR, constants.KVMD + ".pid"),
     constants.DAEMONS_LOGFILES[constants.KVMD],
+    os.path.join(pathutils.LOG_DIR, *_HISTORY),
   )
 
 
@@ -288,6 +302,7 @@ def _start(options: argparse.Namespace, files: Files) -> daemon.Daemon:
         monitor_suffix=options.monitor_suffix,
         rule=lifecycle.Rule(options.rule),
         timing=timing.Timing(rescan=options.rescan_interval),
+        history=files.history,
       )
     )
   except lockfile.LockedError as err:

@@ -14,6 +14,7 @@ import types
 from unittest import mock
 
 import kvmd_log
+import means
 import pytest
 from fake_monitor import open_journal
 from ganeti.kvmd.core import lifecycle
@@ -41,6 +42,7 @@ def shared_by_all(directory: ctrldir.ControlDirectory, **others) -> Shared:
     **{
       "place": types.SimpleNamespace(directory=directory),
       "verdicts": verdicts,
+      "history": means.no_history(),
       "processes": Processes(),
       "quota": Quota(),
       "rule": lifecycle.Rule.CAUSE,

@@ -19,7 +19,7 @@ import collections
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-  from collections.abc import Iterator
+  from collections.abc import Iterator, Mapping
 
 #: Seconds that a quota is for.
 HOUR = 3600.0
@@ -43,11 +43,13 @@ class Summary(NamedTuple):
 
   @ivar name: the instance's name, or L{OTHERS}
   @ivar text: what to log of it
+  @ivar verdicts: how many there were of each kind of verdict, if it is those
 
   """
 
   name: str
   text: str
+  verdicts: Mapping[str, int] = {}
 
 
 class Quota:
@@ -152,7 +154,7 @@ class Quota:
 
   def _sum_up(self) -> Iterator[Summary]:
     for name, kinds in self._lost_verdicts.items():
-      yield Summary(name, _describe_verdicts(kinds))
+      yield Summary(name, _describe_verdicts(kinds), dict(kinds))
     for name, number in self._lost_lines.items():
       were = "line about it was" if number == 1 else "lines about it were"
       yield Summary(name, f"{number} more {were} left out in the last hour")

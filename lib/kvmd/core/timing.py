@@ -26,8 +26,9 @@ class Timing(NamedTuple):
   @ivar opening: that a QEMU may take from making its sockets to opening its
     journal, and a journal that was closed may count as open
   @ivar lingering: that a QEMU may listen on when it has closed its journal
+  @ivar exit: to wait for the kernel's word on how a process ended
   @ivar delivery: after which it is tried again to leave marks, and to remove
-    the journals of those that are judged
+    the journals of those that are judged, and to write the history
   @ivar space: between two looks at who fills the file system
   @ivar cut: between two cuts of a journal whose QEMU fills it
   @ivar hurry: that the room for last words has to last, unless it is looked at
@@ -49,6 +50,7 @@ class Timing(NamedTuple):
   greeting: float = 3.0
   opening: float = 1.0
   lingering: float = 1.0
+  exit: float = 0.5
   delivery: float = 1.0
   space: float = 1.0
   cut: float = 0.02

@@ -4,17 +4,19 @@
 """One instance: what is known of its present life, and what is said of it.
 
 Where the events come from does not matter here, and nothing is read or written
-but the log. As long as the life is the same (L{ctrldir.Life}), what was learnt
-of it is kept, over any number of connections.
+but log and history. As long as the life is the same (L{ctrldir.Life}), what was
+learnt of it is kept, over any number of connections.
 """
 
 from __future__ import annotations
 
+import enum
 import logging
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from ganeti.kvmd.core import lifecycle
+from ganeti.kvmd.core.history_line import Ending
 from ganeti.kvmd.core.marks import MEANINGS, Marks
 
 if TYPE_CHECKING:
@@ -23,23 +25,47 @@ if TYPE_CHECKING:
   from ganeti.kvmd.core import qmp
   from ganeti.kvmd.core.marks import Mark
   from ganeti.kvmd.core.quota import Quota
+  from ganeti.kvmd.follow.history import History
   from ganeti.kvmd.node.ctrldir import Life
+
+#: The verdicts that an administrator may want to do something about.
+_LEVELS = {
+  lifecycle.Verdict.KILLED: logging.WARNING,
+  lifecycle.Verdict.GUEST_PANIC: logging.WARNING,
+  lifecycle.Verdict.UNKNOWN: logging.WARNING,
+}
+
+#: An end that became known so many seconds later has its time in the log.
+_LATE = 1.0
 
 #: So many changes of one life's marks are logged: a hostile QEMU could fill
 #: the disk with them.
 _MAX_CHANGES = 20
 
 
-class Ending(NamedTuple):
-  """The end of a life.
+class Told(NamedTuple):
+  """What a journal tells of a life that is over.
 
-  @ivar outcome: the verdict, and what it rests on
-  @ivar seconds: how long the life lasted
+  @ivar state: what its events led to
+  @ivar version: QEMU's; "" if unknown
+  @ivar seconds: how long it lasted
+  @ivar ended: when it ended, in seconds since the epoch; None if nobody knows
+  @ivar heard: when the last was written of it, likewise
 
   """
 
-  outcome: lifecycle.Outcome
+  state: lifecycle.Lifecycle
+  version: str
   seconds: float
+  ended: Optional[float]
+  heard: Optional[float]
+
+
+class Source(enum.Enum):
+  """By what an instance is followed."""
+
+  MONITOR = "monitor"
+  JOURNAL = "journal"
 
 
 class Instance:
@@ -51,6 +77,9 @@ class Instance:
   @ivar marks: the marks of that life
   @ivar may_be_marked: whether marks may be there that were not looked at
   @ivar process: the number of its QEMU; 0 until that is known
+  @ivar source: by what it is followed
+  @ivar version: that of its QEMU; "" until that is known
+  @ivar was_alive: whether this daemon has seen its QEMU alive
   @ivar is_attached: whether events of the life have arrived, from whenever on
   @ivar is_over: whether the verdict was given, and is yet to be delivered
 
@@ -59,6 +88,9 @@ class Instance:
   __slots__ = (
     "_changes",
     "_complaint",
+    "_ended",
+    "_heard",
+    "_history",
     "_quota",
     "_rule",
     "_started",
@@ -70,18 +102,29 @@ class Instance:
     "may_be_marked",
     "name",
     "process",
+    "source",
+    "version",
+    "was_alive",
   )
 
-  def __init__(self, name: str, rule: lifecycle.Rule, quota: Quota) -> None:
+  def __init__(
+    self,
+    name: str,
+    rule: lifecycle.Rule,
+    quota: Quota,
+    history: History,
+  ) -> None:
     """Knows nothing yet.
 
     @param rule: how a shutdown is judged
-    @param quota: how much is logged of each instance
+    @param quota: how much is said of each instance
+    @param history: where its ends are written down
 
     """
     self.name = name
     self._rule = rule
     self._quota = quota
+    self._history = history
     # The last trouble that was logged, lest it be logged again and again.
     self._complaint = ""
     self.life: Optional[Life] = None
@@ -101,6 +144,11 @@ class Instance:
     self._started: Optional[float] = None
     self.is_attached = False
     self.process = 0
+    self.version = ""
+    self.source = Source.MONITOR
+    self.was_alive = False
+    self._ended: Optional[float] = None
+    self._heard: Optional[float] = None
     self.may_be_marked = True
     self._changes = 0
     self.is_over = False
@@ -131,6 +179,8 @@ class Instance:
     """
     self._complaint = ""
     self.process = process
+    self.version = version
+    self.was_alive = True
     if self.is_attached:
       self.log("attached to QEMU %s again", version)
       return False
@@ -144,15 +194,14 @@ class Instance:
     logging.debug("instance %s: %s %s", self.name, event.name, event.data)
     self.lifecycle.receive(event.name, event.data, event.at)
 
-  def conclude(self, state: lifecycle.Lifecycle, seconds: float) -> None:
-    """Takes note that everything is known of the life.
-
-    @param state: what its events led to
-    @param seconds: how long it lasted
-
-    """
-    self.lifecycle = state
-    self._started = time.monotonic() - max(0.0, seconds)
+  def conclude(self, told: Told) -> None:
+    """Takes note that everything is known of the life, by its journal."""
+    self.lifecycle = told.state
+    self.version = told.version
+    self.source = Source.JOURNAL
+    self._ended = told.ended
+    self._heard = told.heard
+    self._started = time.monotonic() - max(0.0, told.seconds)
     self.is_attached = True
 
   def end(self) -> Ending:
@@ -164,30 +213,48 @@ class Instance:
     assert self._started is not None
     self.is_over = True
     self.marks.end(self.lifecycle, is_heard=self.is_attached)
-    return Ending(self.lifecycle.outcome, time.monotonic() - self._started)
+    life = self.life
+    is_known = self._ended is not None or self._heard is not None
+    return Ending(
+      instance=self.name,
+      life=f"{life.inode}-{life.born}" if life else "",
+      began=life.born / 1e9 if life else None,
+      ended=self._ended if is_known else time.time(),
+      heard=self._heard,
+      seconds=time.monotonic() - self._started,
+      outcome=self.lifecycle.outcome,
+      source=self.source.value,
+      qemu=self.version,
+      process=self.process,
+      is_marked=self.lifecycle.marked is not None,
+      is_new=self.was_alive,
+    )
 
   def log(self, message: str, *args: object) -> None:
     """Logs something about the instance, if it has not said too much."""
     if self._quota.admit_line(self.name, time.monotonic()):
       logging.info("instance %s: " + message, self.name, *args, stacklevel=2)
 
-  def log_verdict(self, ending: Ending, remark: str = "") -> None:
-    """Logs a verdict, if there were not too many.
+  def report(self, ending: Ending, remark: str = "") -> None:
+    """Writes a verdict to log and history, if there were not too many.
 
-    @param remark: what else is to be said of it
+    @param remark: what else is to be said of it in the log
 
     """
-    verdict = ending.outcome.verdict.value
-    if self._quota.admit_verdict(self.name, verdict, time.monotonic()):
-      logging.info(
-        "instance %s: verdict %s (%s) after %.1f s%s",
+    verdict = ending.outcome.verdict
+    if self._quota.admit_verdict(self.name, verdict.value, time.monotonic()):
+      logging.log(
+        _LEVELS.get(verdict, logging.INFO),
+        "instance %s: verdict %s (%s) after %.1f s%s%s",
         self.name,
-        verdict,
+        verdict.value,
         ending.outcome.cause,
         ending.seconds,
+        _date(ending),
         remark,
         stacklevel=2,
       )
+      self._history.note(ending)
 
   def log_mark(self, mark: Mark, what: str) -> None:
     """Logs what became of a mark, as long as that does not change all the time.
@@ -222,3 +289,14 @@ class Instance:
 def _begin_of(life: Life) -> float:
   """Returns when a life began, in seconds of the monotonic clock."""
   return time.monotonic() - max(0.0, time.time() - life.born / 1e9)
+
+
+def _date(ending: Ending) -> str:
+  """Says when an end was that became known later."""
+  date = ending.ended or ending.heard
+  if date is None or time.time() - date < _LATE:
+    return ""
+  after = "" if ending.ended else "after "
+  return time.strftime(
+    f"; it ended {after}%Y-%m-%d %H:%M:%S %z", time.localtime(date)
+  )

@@ -15,7 +15,6 @@ import time
 from typing import TYPE_CHECKING
 
 from ganeti.kvmd.core.following import Fact, State
-from ganeti.kvmd.follow.instance import Ending
 from ganeti.kvmd.follow.journaled import Progress
 from ganeti.kvmd.node import journal
 from ganeti.kvmd.node.ctrldir import MissingDirectoryError
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
   from collections.abc import Callable
   from typing import Optional
 
-  from ganeti.kvmd.core import lifecycle
   from ganeti.kvmd.core.timers import Timers
   from ganeti.kvmd.follow.journaled import Journaled
   from ganeti.kvmd.follow.record import Do, Record
@@ -134,6 +132,7 @@ class JournalReader:
       self._next = now + self._shared.timing.delivery
       for name in list(self._judged):
         do(self.remove, name)
+      self._next = min(self._next, self._shared.history.due)
 
   def lose(self, record: Record) -> None:
     """Gives up a journal that is there no longer."""
@@ -144,8 +143,7 @@ class JournalReader:
       self.remove(record)
       return
     if known.was_written and record.is_journaled:
-      state = journal.lost(self._shared.rule)
-      self._end(known, state, time.time_ns())
+      self._end(known, journal.lost(self._shared.rule))
     self._note(record, Fact.GONE)
 
   def remove(self, record: Record) -> None:
@@ -155,6 +153,7 @@ class JournalReader:
       record.state is not State.JUDGED
       or known is None
       or self._shared.verdicts.is_late(known.instance)
+      or self._shared.history.is_pending(record.name)
     ):
       return
     try:
@@ -211,27 +210,23 @@ class JournalReader:
       self._pass_over(record, known, found)
       return
     self._note(record, Fact.COMPLETE)
-    # A process that was killed says nothing at its end, which was later then.
-    is_announced = found.lifecycle.announced is not None
-    ended = found.written_at if is_announced else time.time_ns()
-    self._end(known, found.lifecycle, ended)
+    self._end(known, found)
     self._judged.add(record.name)
     # Where many end at once, all are judged before the first is tidied up.
     self._next = 0.0
 
-  def _end(
-    self, known: Journaled, state: lifecycle.Lifecycle, ended: int
-  ) -> None:
+  def _end(self, known: Journaled, found: journal.Record) -> None:
     known.part()
-    known.instance.conclude(state, known.seconds(ended))
+    known.conclude(found)
     self._shared.verdicts.end(known.instance)
 
   def _pass_over(
     self, record: Record, known: Journaled, found: journal.Record
   ) -> None:
     """Does not let a journal speak of a life that came after it."""
-    ending = Ending(found.lifecycle.outcome, known.seconds(found.written_at))
-    known.instance.log_verdict(
+    known.conclude(found)
+    ending = known.instance.end()
+    known.instance.report(
       ending,
       "; that is not marked, as it seems to have been started since without a"
       " journal",

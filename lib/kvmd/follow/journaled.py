@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 from ganeti.kvmd.core.marks import Mark
-from ganeti.kvmd.follow.instance import Instance
+from ganeti.kvmd.follow.instance import Instance, Told
 from ganeti.kvmd.node import (
   connection,
   journal,
@@ -69,7 +69,7 @@ class Journaled:
   )
 
   def __init__(self, name: str, life: Optional[Life], shared: Shared) -> None:
-    self.instance = Instance(name, shared.rule, shared.quota)
+    self.instance = Instance(name, shared.rule, shared.quota, shared.history)
     self._shared = shared
     self.reading: Optional[journal.Reading] = None
     self.delay = 0.0
@@ -106,6 +106,28 @@ class Journaled:
     """Forgets the number of its process, which may soon be another's."""
     self._shared.processes.end(
       self.instance.process, self.instance.name, time.monotonic()
+    )
+
+  def conclude(self, found: journal.Record) -> None:
+    """Takes note that all is read of it, and its QEMU has ended.
+
+    A QEMU that was killed says nothing at its end. Nobody knows when that was,
+    unless it was seen.
+
+    """
+    heard = found.written_at
+    is_announced = found.lifecycle.announced is not None
+    ended = heard if is_announced else time.time_ns()
+    is_known = is_announced or self.was_written
+    self.instance.was_alive = self.was_written
+    self.instance.conclude(
+      Told(
+        found.lifecycle,
+        found.version,
+        self.seconds(ended),
+        ended=ended / 1e9 if is_known else None,
+        heard=None if is_known else heard / 1e9,
+      )
     )
 
   def seconds(self, ended: int) -> float:

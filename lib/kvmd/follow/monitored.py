@@ -98,7 +98,7 @@ class Monitored:
   __slots__ = ("_shared", "attempts", "connection", "instance")
 
   def __init__(self, name: str, shared: Shared) -> None:
-    self.instance = Instance(name, shared.rule, shared.quota)
+    self.instance = Instance(name, shared.rule, shared.quota, shared.history)
     self.connection: Optional[Connection] = None
     self.attempts = 0
     self._shared = shared

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
   from ganeti.kvmd.core import lifecycle
   from ganeti.kvmd.core.quota import Quota
   from ganeti.kvmd.core.timing import Timing
+  from ganeti.kvmd.follow.history import History
   from ganeti.kvmd.follow.verdicts import Verdicts
   from ganeti.kvmd.node.place import Place
   from ganeti.kvmd.node.processes import Processes
@@ -21,6 +22,7 @@ class Shared(NamedTuple):
 
   @ivar place: where the control directory is
   @ivar verdicts: who delivers verdicts
+  @ivar history: who writes down how instances ended
   @ivar processes: where to note which process is which instance's
   @ivar quota: how much is logged of each instance
   @ivar rule: how a shutdown is judged
@@ -30,6 +32,7 @@ class Shared(NamedTuple):
 
   place: Place
   verdicts: Verdicts
+  history: History
   processes: Processes
   quota: Quota
   rule: lifecycle.Rule

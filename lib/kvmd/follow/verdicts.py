@@ -87,7 +87,7 @@ class Verdicts:
       self.find(instance)
     ending = instance.end()
     self.settle(instance)
-    instance.log_verdict(ending)
+    instance.report(ending)
 
   def is_journaled(self, instance: Instance) -> bool:
     """Tells whether there is a journal of an instance's life.

@@ -186,16 +186,16 @@ def useless(
   files: JournalFiles, rule: lifecycle.Rule, err: JournalError
 ) -> Record:
   """Returns what a journal tells that is of no use: that nothing is known."""
-  state = _unknown(rule, f"its journal is of no use: {err}")
-  return Record(state, "unknown", files.written_at)
+  return _unknown(rule, f"its journal is of no use: {err}", files.written_at)
 
 
-def lost(rule: lifecycle.Rule) -> lifecycle.Lifecycle:
+def lost(rule: lifecycle.Rule) -> Record:
   """Returns what is known of a life whose journal was not read in time."""
-  return _unknown(rule, "its journal was removed before it could be read")
+  reason = "its journal was removed before it could be read"
+  return _unknown(rule, reason, time.time_ns())
 
 
-def _unknown(rule: lifecycle.Rule, why: str) -> lifecycle.Lifecycle:
+def _unknown(rule: lifecycle.Rule, why: str, written_at: int) -> Record:
   state = lifecycle.Lifecycle(rule)
   state.announced = lifecycle.Outcome(lifecycle.Verdict.UNKNOWN, why)
-  return state
+  return Record(state, "", written_at)

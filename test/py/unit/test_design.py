@@ -30,6 +30,7 @@ _IMPORTS = {
   "core.__init__": "",
   "core.digest": "core.lifecycle",
   "core.following": "",
+  "core.history_line": "core.lifecycle",
   "core.lifecycle": "",
   "core.marks": "core.lifecycle",
   "core.qmp": "",
@@ -37,20 +38,21 @@ _IMPORTS = {
   "core.session": "core.lifecycle core.qmp",
   "core.timers": "",
   "core.timing": "",
-  "daemon": "core.lifecycle core.quota core.timing follow.lookout"
-  " follow.shared follow.table follow.verdicts node.exits node.place"
-  " node.processes process.signals",
+  "daemon": "core.lifecycle core.quota core.timing follow.history"
+  " follow.lookout follow.shared follow.table follow.verdicts node.exits"
+  " node.history_files node.place node.processes process.signals",
   "follow.__init__": "",
-  "follow.instance": "core.lifecycle core.marks core.qmp core.quota"
-  " node.ctrldir",
+  "follow.history": "core.history_line core.lifecycle core.timing"
+  " node.history_files",
+  "follow.instance": "core.history_line core.lifecycle core.marks core.qmp"
+  " core.quota follow.history node.ctrldir",
   "follow.journal_follower": "core.following core.timers follow.journal_keeper"
   " follow.journal_reader follow.journaled follow.record follow.shared"
   " node.ctrldir node.journal_files node.processes",
   "follow.journal_keeper": "core.following core.timers follow.record"
   " follow.shared node.journal_files node.journal_space",
-  "follow.journal_reader": "core.following core.lifecycle core.timers"
-  " follow.instance follow.journaled follow.record follow.shared node.ctrldir"
-  " node.journal node.journal_files",
+  "follow.journal_reader": "core.following core.timers follow.journaled"
+  " follow.record follow.shared node.ctrldir node.journal node.journal_files",
   "follow.journaled": "core.marks follow.instance follow.shared"
   " node.connection node.ctrldir node.journal node.journal_files"
   " node.journal_space node.mark_files",
@@ -61,8 +63,8 @@ _IMPORTS = {
   "follow.monitored": "core.qmp core.session follow.instance follow.shared"
   " node.connection",
   "follow.record": "core.following follow.journaled follow.monitored",
-  "follow.shared": "core.lifecycle core.quota core.timing follow.verdicts"
-  " node.place node.processes",
+  "follow.shared": "core.lifecycle core.quota core.timing follow.history"
+  " follow.verdicts node.place node.processes",
   "follow.table": "core.following follow.instance follow.journal_follower"
   " follow.monitor_follower follow.record follow.shared node.ctrldir"
   " node.processes",
@@ -94,6 +96,7 @@ _IMPORTS = {
   "node.ctrldir": "core.marks node.directory_locks node.own_files",
   "node.directory_locks": "node.lockfile",
   "node.exits": "",
+  "node.history_files": "core.history_line node.own_files",
   "node.journal": "core.digest core.lifecycle core.qmp node.journal_files",
   "node.journal_files": "core.digest core.qmp node.ctrldir node.own_files"
   " node.space",

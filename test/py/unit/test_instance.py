@@ -8,18 +8,39 @@ from __future__ import annotations
 import logging
 import time
 
+import means
 import pytest
 from fake_monitor import SIGNAL, USER
 from ganeti.kvmd.core import lifecycle, quota
+from ganeti.kvmd.core.history_line import Ending
 from ganeti.kvmd.core.lifecycle import Lifecycle, Rule, Verdict
 from ganeti.kvmd.core.marks import Due, Mark
 from ganeti.kvmd.core.qmp import Event
 from ganeti.kvmd.follow import instance as module
-from ganeti.kvmd.follow.instance import Ending, Instance
+from ganeti.kvmd.follow.instance import Instance, Told
 from ganeti.kvmd.node.ctrldir import Life
 
 NOW = time.time_ns()
 LIFE = Life(7, NOW)
+
+
+def ending(outcome, seconds, **others):
+  """Returns the end of a life of which no more is known."""
+  end = Ending(
+    instance="web1",
+    life="",
+    began=None,
+    ended=None,
+    heard=None,
+    seconds=seconds,
+    outcome=outcome,
+    source="monitor",
+    qemu="",
+    process=0,
+    is_marked=False,
+    is_new=True,
+  )
+  return end._replace(**others)
 
 
 @pytest.fixture
@@ -30,7 +51,7 @@ def lines(caplog):
 
 @pytest.fixture
 def web1():
-  return Instance("web1", Rule.CAUSE, quota.Quota())
+  return Instance("web1", Rule.CAUSE, quota.Quota(), means.no_history())
 
 
 def attached(known):
@@ -197,13 +218,14 @@ def test_everything_is_known(web1, clock, said, seconds):
   state = Lifecycle(Rule.CAUSE)
   state.receive("SHUTDOWN", USER, 0.0)
   web1.begin(LIFE)
-  web1.conclude(state, said)
+  web1.conclude(Told(state, "9.8.7", said, NOW, None))
   assert web1.is_met
   assert web1.is_attached
   clock.pass_by(0.25)
   ending = web1.end()
   assert ending.outcome.verdict is Verdict.USER
   assert ending.seconds == pytest.approx(seconds + 0.25)
+  assert (ending.ended, ending.heard) == (NOW, None)
 
 
 def test_remembered(web1):
@@ -214,12 +236,54 @@ def test_remembered(web1):
 
 
 def test_verdict_line(web1, lines):
-  web1.log_verdict(Ending(lifecycle.REMEMBERED, 1.25), "; and so on")
+  web1.report(ending(lifecycle.REMEMBERED, 1.25), "; and so on")
   (line,) = lines()
   assert line == (
     "instance web1: verdict user (announced before this daemon attached) after"
     " 1.2 s; and so on"
   )
+
+
+@pytest.mark.parametrize(
+  ("verdict", "level"),
+  [
+    (Verdict.USER, logging.INFO),
+    (Verdict.ADMINISTRATOR, logging.INFO),
+    (Verdict.GUEST_REBOOT, logging.INFO),
+    (Verdict.OTHER, logging.INFO),
+    (Verdict.GUEST_PANIC, logging.WARNING),
+    (Verdict.KILLED, logging.WARNING),
+    (Verdict.UNKNOWN, logging.WARNING),
+  ],
+)
+def test_what_is_worth_a_warning(web1, caplog, verdict, level):
+  caplog.set_level(logging.INFO)
+  web1.report(ending(lifecycle.Outcome(verdict, "so"), 1.0))
+  assert [record.levelno for record in caplog.records] == [level]
+
+
+DATE = 1795000000.5
+SHOWN = time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(DATE))
+
+
+@pytest.mark.parametrize(
+  ("dates", "said"),
+  [
+    ({}, ""),
+    ({"ended": DATE}, f"; it ended {SHOWN}"),
+    ({"heard": DATE}, f"; it ended after {SHOWN}"),
+    # The clock was set back since.
+    ({"ended": NOW / 1e9 + 3600.0}, ""),
+  ],
+)
+def test_end_that_became_known_later(web1, lines, dates, said):
+  web1.report(ending(lifecycle.UNHEARD, 1.0, **dates))
+  assert lines()[0].partition(" after 1.0 s")[2] == said
+
+
+def test_end_that_became_known_at_once(web1, lines):
+  web1.report(ending(lifecycle.UNHEARD, 1.0, ended=time.time()))
+  assert lines()[0].endswith(" after 1.0 s")
 
 
 def test_complaint_is_said_once(web1, lines, caplog):
@@ -280,11 +344,11 @@ def test_mark_that_changes_all_the_time(web1, lines):
 
 
 def test_quota(lines):
-  web1 = Instance("web1", Rule.CAUSE, quota.Quota())
+  web1 = Instance("web1", Rule.CAUSE, quota.Quota(), means.no_history())
   for number in range(quota.MAX_LINES + 5):
     web1.log("line %d", number)
   assert len(lines()) == quota.MAX_LINES
   for _ in range(quota.MAX_VERDICTS + 5):
-    web1.log_verdict(Ending(lifecycle.UNHEARD, 0.0))
+    web1.report(ending(lifecycle.UNHEARD, 0.0))
   web1.complain("one more")
   assert len(lines()) == quota.MAX_LINES + quota.MAX_VERDICTS

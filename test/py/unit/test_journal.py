@@ -461,7 +461,7 @@ def test_journal_of_no_use(files, events, rule):
   os.utime(events, ns=(5, 7))
   err = journal_files.JournalError("it is odd")
   record = journal.useless(files, rule, err)
-  assert (record.version, record.written_at) == ("unknown", 7)
+  assert (record.version, record.written_at) == ("", 7)
   assert record.lifecycle.outcome == (
     Verdict.UNKNOWN,
     "its journal is of no use: it is odd",
@@ -470,7 +470,11 @@ def test_journal_of_no_use(files, events, rule):
 
 @pytest.mark.parametrize("rule", Rule)
 def test_journal_that_was_not_read_in_time(rule):
-  assert journal.lost(rule).outcome == (
+  before = time.time_ns()
+  record = journal.lost(rule)
+  assert before <= record.written_at <= time.time_ns()
+  assert record.version == ""
+  assert record.lifecycle.outcome == (
     Verdict.UNKNOWN,
     "its journal was removed before it could be read",
   )

@@ -13,7 +13,7 @@ from unittest import mock
 
 import ctrl_files
 import pytest
-from fake_monitor import BEGINNING, encode, event, open_journal
+from fake_monitor import BEGINNING, VERSION, encode, event, open_journal
 from ganeti.kvmd.core.following import TRANSITIONS, Fact, State
 from ganeti.kvmd.core.lifecycle import Rule, Verdict
 from ganeti.kvmd.core.timers import Timers
@@ -297,23 +297,31 @@ def test_rule_is_that_of_all(play):
   assert useless.call_args.args[1] is Rule.SEQUENCE
 
 
+@pytest.mark.parametrize("was_seen", [True, False])
 @pytest.mark.parametrize(
   ("content", "from_file"),
   [(END, True), (b"", False), (event("POWERDOWN"), False)],
 )
-def test_when_it_ended(play, content, from_file):
+def test_when_it_ended(play, content, from_file, was_seen):
   """When the last was written, if that was the announcement."""
   born = play.known.life.born
+  play.known.was_written = was_seen
   play.write(BEGINNING + content)
   os.utime(play.path, ns=(born + 7 * 10**9, born + 7 * 10**9))
   with mock.patch.object(Instance, "conclude") as conclude:
     with mock.patch.object(time, "time_ns", return_value=born + 9 * 10**9):
       play.look()
-  (lifecycle, seconds), _ = conclude.call_args
-  assert seconds == (7.0 if from_file else 9.0)
-  assert lifecycle.outcome.verdict is (
+  ((told,), _) = conclude.call_args
+  seconds = 7.0 if from_file else 9.0
+  assert told.seconds == seconds
+  assert told.version == VERSION
+  is_known = from_file or was_seen
+  assert told.ended == ((born / 1e9 + seconds) if is_known else None)
+  assert told.heard == (None if is_known else born / 1e9 + 7.0)
+  assert told.state.outcome.verdict is (
     Verdict.USER if from_file else Verdict.KILLED
   )
+  assert play.known.instance.was_alive is was_seen
 
 
 def test_process_is_over_with_the_journal(play):
@@ -395,14 +403,15 @@ def test_journal_is_lost(play, state, was_written):
   play.record.state = state
   play.known.was_written = was_written
   born = play.known.life.born
-  with mock.patch.object(time, "time_ns", return_value=born + 3 * 10**9):
+  journal_time = mock.Mock(time_ns=lambda: born + 3 * 10**9)
+  with mock.patch.object(journal, "time", journal_time):
     with mock.patch.object(
       Instance, "conclude", autospec=True, side_effect=Instance.conclude
     ) as conclude:
       play.reader.lose(play.record)
   assert play.facts == [Fact.GONE]
   if was_written and state in {State.AWAITED, State.WRITTEN, State.READ}:
-    assert conclude.call_args.args[2] == 3.0
+    assert conclude.call_args.args[1].seconds == 3.0
     assert play.outcome == (
       Verdict.UNKNOWN,
       "its journal was removed before it could be read",

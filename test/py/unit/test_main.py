@@ -127,6 +127,8 @@ def run_here(*arguments, screen=None):
     ["--monitor-suffix=k"],
     ["--pid-file="],
     ["--pid-file"],
+    ["--history="],
+    ["--history"],
     ["-df", "-y"],
     ["--version=1"],
   ],
@@ -145,11 +147,12 @@ def test_wrong_command_line(arguments, ctrl_dir, capsys):
   assert "error: " in said.err
 
 
-def test_pidfile_without_directory_is_wrong(capsys):
+@pytest.mark.parametrize("option", ["--pid-file", "--history"])
+def test_file_without_directory_is_wrong(capsys, option):
   with pytest.raises(SystemExit) as caught:
-    main.main(["--pid-file=/somewhere"])
+    main.main([f"{option}=/somewhere"])
   assert caught.value.code == 2
-  assert "--pid-file goes with --ctrl-dir" in capsys.readouterr().err
+  assert f"{option} goes with --ctrl-dir" in capsys.readouterr().err
 
 
 def test_wrong_command_line_of_the_program(ctrl_dir):
@@ -187,6 +190,7 @@ def test_help(option, capsys):
     "sequence",
     "--rescan-interval",
     "--pid-file",
+    "--history",
   ]:
     assert word in said.out
 
@@ -222,7 +226,7 @@ def test_interval(served, text, seconds):
   assert main.main(["-f", "--ctrl-dir=/far/away", *arguments]) == 0
   ((options, files),) = served
   assert options.rescan_interval == seconds
-  assert files == ("/far/away", None, None)
+  assert files == ("/far/away", None, None, None)
 
 
 @pytest.mark.parametrize("text", ["0", "86400.5", "-1", "soon", "nan"])
@@ -248,7 +252,7 @@ def node(monkeypatch):
       KVMD_USER="root",
       DAEMONS_LOGFILES={"ganeti-kvmd": "/log/kvm-daemon.log"},
     ),
-    "pathutils": types.SimpleNamespace(RUN_DIR="/run/ganeti"),
+    "pathutils": types.SimpleNamespace(RUN_DIR="/run/ganeti", LOG_DIR="/log"),
   }
   for name, module in modules.items():
     monkeypatch.setattr(ganeti, name, module, raising=False)
@@ -265,6 +269,7 @@ FILES = (
   "/run/ganeti/kvm-hypervisor/ctrl",
   "/run/ganeti/ganeti-kvmd.pid",
   "/log/kvm-daemon.log",
+  "/log/kvmd-history/history.jsonl",
 )
 
 
@@ -365,7 +370,7 @@ def test_where_it_logs_to(wanted, *, foreground, syslog, log, debug, expected):
   options = types.SimpleNamespace(
     foreground=foreground, syslog=syslog, debug=debug
   )
-  files = main.Files("/far/away", None, log)
+  files = main.Files("/far/away", None, log, None)
   assert main._set_up_logs(options, files) is wanted.return_value
   wanted.assert_called_once_with("ganeti-kvmd", debug=debug)
   arguments = {"add_file": ("/log",)}
@@ -378,7 +383,7 @@ def test_log_that_cannot_be_written(wanted):
   wanted.return_value.add_file.side_effect = PermissionError(13, "no", "/log")
   options = types.SimpleNamespace(foreground=False, syslog="no", debug=False)
   with pytest.raises(main.StartError, match=r"^cannot log to /log: no$"):
-    main._set_up_logs(options, main.Files("/far/away", None, "/log"))
+    main._set_up_logs(options, main.Files("/far/away", None, "/log", None))
 
 
 # --- What makes it fail ---

@@ -10,6 +10,7 @@ import types
 from unittest import mock
 
 import ctrl_files
+import means
 import pytest
 from fake_monitor import SIGNAL, USER
 from ganeti.kvmd.core import lifecycle, marks
@@ -188,7 +189,9 @@ def test_third_mark_is_one_row(ctrl_dir, monkeypatch):
   with ctrl_files.opened(ctrl_dir) as directory:
     place = types.SimpleNamespace(directory=directory)
     giver = verdicts.Verdicts(place, 1.0)
-    instance = Instance("web1", Rule.CAUSE, mock.create_autospec(Quota))
+    instance = Instance(
+      "web1", Rule.CAUSE, mock.create_autospec(Quota), means.no_history()
+    )
     (ctrl_dir / "web1.kvmd").touch()
     instance.begin(directory.life("web1"))
     instance.meet()

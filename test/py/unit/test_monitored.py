@@ -70,12 +70,15 @@ class Known:
 
   @property
   def verdicts(self):
-    return [each.verdict for each in kvmd_log.verdicts(self.lines(), "web1")]
+    said = [each.getMessage() for each in self._log.records]
+    return [each.verdict for each in kvmd_log.verdicts(said, "web1")]
 
   def lines(self, level="INFO"):
-    return [
+    """What was said, but for verdicts."""
+    said = [
       each.getMessage() for each in self._log.records if each.levelname == level
     ]
+    return [each for each in said if kvmd_log.verdict(each) is None]
 
 
 @pytest.fixture

@@ -61,6 +61,7 @@ def test_what_is_beyond_is_counted_and_told_after_the_hour():
       "web1",
       "57 more ends in the last hour are not listed: user 54, killed or"
       " crashed 3",
+      {"user": 54, "killed or crashed": 3},
     ),
     Summary("web1", "123 more lines about it were left out in the last hour"),
   ]
@@ -109,7 +110,7 @@ def test_next_hour_begins_with_the_next_line():
   # Nobody asked in between: what was left out is told all the same.
   later = START + 5.5 * HOUR
   assert spend(quota, lines=MAX_LINES, now=later) == (MAX_LINES, 0)
-  ((name, text),) = quota.summaries(later)
+  ((name, text, _),) = quota.summaries(later)
   assert (name, text.split()[0]) == ("web1", "7")
   assert not quota.admit_line("web1", later + HOUR - 1)
   assert quota.admit_line("web1", later + HOUR)
@@ -180,12 +181,13 @@ def test_what_is_logged_and_what_is_counted_is_all(actions):
     if quota.due <= now:
       told += quota.summaries(now)
   told += quota.summaries(math.inf)
-  for name, text in told:
+  for name, text, verdicts in told:
     if " not listed: " in text:
       counts = [each.rsplit(" ", 1) for each in text.split(": ")[1].split(", ")]
       for verdict, count in counts:
         logged[name, verdict] += int(count)
       assert int(text.split()[0]) == sum(int(count) for _, count in counts)
+      assert verdicts == {verdict: int(count) for verdict, count in counts}
     elif " left out " in text:
       logged[name, None] += int(text.split()[0])
   assert logged == wanted

@@ -17,6 +17,7 @@ from unittest import mock
 
 import ctrl_files
 import forked
+import means
 import pytest
 from fake_monitor import (
   SIGNAL,
@@ -55,7 +56,7 @@ class Room:
     """One that has a new monitor, and has said something."""
     (self.path / f"{name}.kvmd").touch()
     os.utime(self.path / f"{name}.kvmd", ns=(0, next(self._births)))
-    found = Instance(name, Rule.CAUSE, Quota())
+    found = Instance(name, Rule.CAUSE, Quota(), means.no_history())
     found.begin(self.place.directory.life(name))
     found.meet()
     if is_attached:
@@ -191,7 +192,7 @@ def test_end_where_nobody_can_tell_whether_there_is_a_journal(room, lines):
 
 
 def test_end_of_one_that_was_never_met(room, lines):
-  web1 = Instance("web1", Rule.CAUSE, Quota())
+  web1 = Instance("web1", Rule.CAUSE, Quota(), means.no_history())
   (room.path / "web1.shutdown").touch()
   room.verdicts.end(web1)
   web1.begin(Life(1, 1))
@@ -204,9 +205,7 @@ def test_marks_come_before_the_words(room, monkeypatch):
   """Who waits for the line in the log finds the file."""
   web1 = room.instance(said=[SHUTDOWN_BY_USER])
   there = []
-  monkeypatch.setattr(
-    Instance, "log_verdict", lambda *_: there.append(room.marks)
-  )
+  monkeypatch.setattr(Instance, "report", lambda *_: there.append(room.marks))
   room.verdicts.end(web1)
   assert there == [{"web1.shutdown"}]
 
@@ -357,7 +356,7 @@ def test_directory_is_missing(room, lines):
 
 def test_life_that_is_not_known_yet(room):
   """There is nothing that a mark could be dated by."""
-  web1 = Instance("web1", Rule.CAUSE, Quota())
+  web1 = Instance("web1", Rule.CAUSE, Quota(), means.no_history())
   room.verdicts.find(web1)
   room.verdicts.recall(web1)
   assert room.verdicts.settle(web1) is True

@@ -1,0 +1,156 @@
+# Copyright (C) 2026 the ganeti-kvmd developers
+# SPDX-License-Identifier: BSD-2-Clause
+
+"""What a line of the history says: one life of an instance, from end to ending.
+
+Each line is one JSON object (doc/history.md has the fields). Fields are only
+ever added; what is not known is left out. Names, causes and versions come from
+guests and from files that anybody may have named: here they become text that
+can be shown, and that is not too long, whatever they were.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+  from collections.abc import Mapping
+  from typing import Optional, Union
+
+  from ganeti.kvmd.core.lifecycle import Outcome
+
+  _Value = Union[str, int, float, bool, Mapping[str, int], None]
+
+#: The version of the format; another one means that a field has another meaning
+#: than before.
+VERSION = 1
+
+#: Longest text of a field, in characters.
+MAX_TEXT = 1000
+
+#: No line is longer, in bytes: an upper limit for all fields together, each of
+#: them of the longest text, in UTF-8 and escaped.
+MAX_LINE = 32 * 1024
+
+#: The last second of the year 9999, in seconds since the epoch.
+_LAST_TIME = 253402300799.0
+
+
+class Ending(NamedTuple):
+  """The end of a life of an instance, and what is known of that life.
+
+  @ivar instance: the instance's name
+  @ivar life: what tells the life from all others of that node; "" if nothing
+    does
+  @ivar began: when it began, in seconds since the epoch; None if unknown
+  @ivar ended: when it ended, likewise
+  @ivar heard: when the last was heard of it, likewise
+  @ivar seconds: how long it lasted
+  @ivar outcome: the verdict, and what it rests on
+  @ivar source: by what it was followed
+  @ivar qemu: QEMU's version; "" if unknown
+  @ivar process: the number of its process; 0 if unknown
+  @ivar is_marked: whether an administrator was about to stop it
+  @ivar is_new: whether no daemon but this one can know of it
+
+  """
+
+  instance: str
+  life: str
+  began: Optional[float]
+  ended: Optional[float]
+  heard: Optional[float]
+  seconds: float
+  outcome: Outcome
+  source: str
+  qemu: str
+  process: int
+  is_marked: bool
+  is_new: bool
+
+
+def encode_end(ending: Ending, node: str, now: float, exit_: str) -> bytes:
+  """Makes the line of an ending.
+
+  @param node: the node's name
+  @param now: the time, in seconds since the epoch
+  @param exit_: how the process ended, in the kernel's words; "" if unknown
+  @return: the line, with its newline
+
+  """
+  return _encode(
+    ending.instance,
+    node,
+    now,
+    {
+      "life": ending.life,
+      "began": _time(ending.began),
+      "ended": _time(ending.ended),
+      "heard": _time(ending.heard),
+      "seconds": round(ending.seconds, 3),
+      "verdict": ending.outcome.verdict.value,
+      "cause": ending.outcome.cause,
+      "source": ending.source,
+      "qemu": ending.qemu,
+      "process": ending.process or None,
+      "exit": exit_,
+      "marked": ending.is_marked or None,
+    },
+  )
+
+
+def encode_more(
+  instance: str, node: str, now: float, verdicts: Mapping[str, int]
+) -> bytes:
+  """Makes the line for further ends of one instance in an hour.
+
+  @param node: the node's name
+  @param now: the time, in seconds since the epoch
+  @param verdicts: how many of each kind there were
+  @return: the line, with its newline
+
+  """
+  number = sum(verdicts.values())
+  fields: Mapping[str, _Value] = {"more": number, "verdicts": verdicts}
+  return _encode(instance, node, now, fields)
+
+
+def _encode(
+  instance: str, node: str, now: float, fields: Mapping[str, _Value]
+) -> bytes:
+  known = {
+    "version": VERSION,
+    "time": _time(now),
+    "node": node,
+    "instance": instance,
+    **fields,
+  }
+  content = {
+    name: _clean(value) if isinstance(value, str) else value
+    for name, value in known.items()
+    if value is not None and value != ""
+  }
+  text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+  return text.encode() + b"\n"
+
+
+def _time(seconds: Optional[float]) -> Optional[str]:
+  """Writes a time out, in UTC; what a calendar has not is not known."""
+  if seconds is None or not 0.0 <= seconds <= _LAST_TIME:
+    return None
+  whole = int(seconds)
+  date = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole))
+  return "%s.%03dZ" % (date, (seconds - whole) * 1000)
+
+
+def _clean(text: str) -> str:
+  """Makes any text one that can be shown, and that is not too long."""
+  if len(text) > MAX_TEXT:
+    text = text[:MAX_TEXT]
+  if text.isprintable():
+    return text
+  return "".join(
+    each if each.isprintable() else ascii(each)[1:-1] for each in text
+  )[:MAX_TEXT]
