@@ -122,11 +122,18 @@ def _complaints(world: World) -> list[str]:
   for verdict in world.daemons.verdicts:
     verdicts[verdict.instance].append(verdict.verdict)
   complaints = _complaints_of_log(world.daemons.lines)
+  history = collections.defaultdict(list)
+  for line in world.daemons.history:
+    history[line["instance"]].append(line)
   for name, lives in world.lives.items():
     logged = verdicts[name]
     if not oracle.explains(lives, logged):
       told = "\n  ".join(map(str, lives))
       complaints.append(f"WRONG in the log: {logged} on\n  {told}")
+    remembered = [line["verdict"] for line in history[name]]
+    if not oracle.explains(lives, remembered, is_history=True):
+      told = "\n  ".join(map(str, lives))
+      complaints.append(f"WRONG in the history: {remembered} on\n  {told}")
     complaints += _complaints_of_processes(world, lives)
     if lives[-1].is_over:
       complaints += _complaints_of(world, lives[-1], logged)

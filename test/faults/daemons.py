@@ -10,6 +10,7 @@ All daemons of a schedule write to one log, and go by one pidfile.
 from __future__ import annotations
 
 import collections
+import json
 import pathlib
 import resource
 import signal
@@ -69,9 +70,11 @@ class Daemons:
     self._arguments = [
       f"--ctrl-dir={ctrl_dir}",
       f"--pid-file={self._pidfile}",
+      f"--history={scratch / 'history'}",
       *options,
     ]
     self._path = scratch / "log"
+    self._history = scratch / "history"
     self._path.touch()
     self._log = kvmd_log.Log(self._path)
     self._process: typing.Optional[Foreground] = None
@@ -106,6 +109,16 @@ class Daemons:
   def lines(self) -> list[str]:
     """All that was logged so far."""
     return self._log.lines
+
+  @property
+  def history(self) -> list[dict[str, typing.Any]]:
+    """All lines of the history, but for one that is being written."""
+    try:
+      content = self._history.read_bytes()
+    except FileNotFoundError:
+      return []
+    lines = content.split(b"\n")[:-1]
+    return [json.loads(line) for line in lines]
 
   @property
   def clock(self) -> float:

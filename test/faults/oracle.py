@@ -222,6 +222,15 @@ class Life:
       return True
     return self.must_be_right or self.is_met
 
+  @property
+  def must_be_remembered(self) -> bool:
+    """Whether it has to be in the history, whenever daemons were killed."""
+    return (
+      self.must_be_logged
+      and self.source is Source.JOURNAL
+      and not self.is_cleaned_up
+    )
+
   def allows(self, verdict: str) -> bool:
     """Tell whether a verdict may be logged."""
     if self.is_hostile:
@@ -251,20 +260,28 @@ class Life:
 
 
 def explains(
-  lives: typing.Sequence[Life], verdicts: typing.Sequence[str]
+  lives: typing.Sequence[Life],
+  verdicts: typing.Sequence[str],
+  *,
+  is_history: bool = False,
 ) -> bool:
   """Tell whether verdicts can be those on the lives of one name, in order.
 
   A life may have none unless it must, and more than one where the daemon was
   killed over it.
 
+  @param is_history: whether they are from the history: there a life has one
+    at most
+
   """
   # As many of the verdicts may be on the lives so far.
   taken = {0}
   for life in lives:
-    before, taken = taken, set() if life.must_be_logged else set(taken)
+    must = life.must_be_remembered if is_history else life.must_be_logged
+    most = 1 if is_history else len(verdicts)
+    before, taken = taken, set() if must else set(taken)
     for first in before:
-      for last in range(first, len(verdicts)):
+      for last in range(first, min(first + most, len(verdicts))):
         if not life.allows(verdicts[last]):
           break
         taken.add(last + 1)

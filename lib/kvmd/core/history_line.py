@@ -11,6 +11,7 @@ can be shown, and that is not too long, whatever they were.
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from typing import TYPE_CHECKING, NamedTuple
@@ -36,6 +37,8 @@ MAX_LINE = 32 * 1024
 
 #: The last second of the year 9999, in seconds since the epoch.
 _LAST_TIME = 253402300799.0
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
 class Ending(NamedTuple):
@@ -71,7 +74,7 @@ class Ending(NamedTuple):
   is_new: bool
 
 
-def encode_end(ending: Ending, node: str, now: float, exit_: str) -> bytes:
+def encode_ending(ending: Ending, node: str, now: float, exit_: str) -> bytes:
   """Makes the line of an ending.
 
   @param node: the node's name
@@ -128,11 +131,17 @@ def _encode(
     **fields,
   }
   content = {
-    name: _clean(value) if isinstance(value, str) else value
+    name: value
     for name, value in known.items()
     if value is not None and value != ""
   }
-  text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+  text = _ENCODER.encode(content)
+  # Most need no cleaning, which would take as long again.
+  if len(text) > MAX_TEXT or "\\" in text or not text.isprintable():
+    for name, value in content.items():
+      if isinstance(value, str):
+        content[name] = _clean(value)
+    text = _ENCODER.encode(content)
   return text.encode() + b"\n"
 
 
@@ -141,16 +150,20 @@ def _time(seconds: Optional[float]) -> Optional[str]:
   if seconds is None or not 0.0 <= seconds <= _LAST_TIME:
     return None
   whole = int(seconds)
-  date = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole))
-  return "%s.%03dZ" % (date, (seconds - whole) * 1000)
+  return "%s.%03dZ" % (_date(whole), (seconds - whole) * 1000)
+
+
+@functools.lru_cache(maxsize=64)
+def _date(second: int) -> str:
+  """Writes a second out, which many ends at once have in common."""
+  return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
 
 
 def _clean(text: str) -> str:
   """Makes any text one that can be shown, and that is not too long."""
-  if len(text) > MAX_TEXT:
-    text = text[:MAX_TEXT]
-  if text.isprintable():
+  if len(text) <= MAX_TEXT and text.isprintable():
     return text
   return "".join(
-    each if each.isprintable() else ascii(each)[1:-1] for each in text
+    each if each.isprintable() else ascii(each)[1:-1]
+    for each in text[:MAX_TEXT]
   )[:MAX_TEXT]

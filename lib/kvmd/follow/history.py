@@ -16,9 +16,9 @@ from __future__ import annotations
 import collections
 import logging
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from ganeti.kvmd.core.history_line import encode_end, encode_more
+from ganeti.kvmd.core.history_line import encode_ending, encode_more
 from ganeti.kvmd.core.lifecycle import UNANNOUNCED
 
 if TYPE_CHECKING:
@@ -37,21 +37,28 @@ _MAX_PENDING = 20_000
 _MAX_EXITS = 1024
 
 
-class _Pending:
-  """A line that is yet to be written.
+class _Waiting(NamedTuple):
+  """A life of whose process the kernel may yet say how it ended.
 
-  @ivar ending: what it says
-  @ivar due: when it is to be written, by the monotonic clock
-  @ivar exit: how the process ended; "" if that is not known
+  @ivar ending: what is known of it
+  @ivar deadline: when it is written down in any case, by the monotonic clock
 
   """
 
-  __slots__ = ("due", "ending", "exit")
+  ending: Ending
+  deadline: float
 
-  def __init__(self, ending: Ending, due: float, exit_: str) -> None:
-    self.ending = ending
-    self.due = due
-    self.exit = exit_
+
+class _Ready(NamedTuple):
+  """A life that is to be written down.
+
+  @ivar ending: what is known of it
+  @ivar exit: how its process ended; "" if that is not known
+
+  """
+
+  ending: Ending
+  exit: str
 
 
 class History:
@@ -74,48 +81,60 @@ class History:
     self._node = node
     self._timing = timing
     self.hears_exits = False
-    self._pending: collections.deque[_Pending] = collections.deque()
+    # By the numbers of their processes, in the order of their deadlines.
+    self._waiting: collections.OrderedDict[int, _Waiting] = (
+      collections.OrderedDict()
+    )
+    self._ready: collections.deque[_Ready] = collections.deque()
+    # How many of both there are, by the names of the instances.
     self._names: collections.Counter[str] = collections.Counter()
-    # The lines that are due whatever becomes of an exit.
     self._more: list[bytes] = []
     self._exits: collections.OrderedDict[int, str] = collections.OrderedDict()
-    self._due = float("inf")
+    # When it is tried again to write, after that failed.
+    self._next = 0.0
     self._trouble = ""
     self._missing = 0
 
   def close(self) -> None:
     """Writes what there is, and lets go of the files."""
-    for each in self._pending:
-      each.due = 0.0
-    self._due = 0.0
-    self.run(time.monotonic())
+    self._give_up_waiting(float("inf"))
+    self._next = 0.0
+    self.run(float("inf"))
     if self._files is not None:
       self._files.close()
 
   @property
   def due(self) -> float:
     """When L{run} is to be called, by the monotonic clock."""
-    return self._due
+    if self._ready or self._more:
+      return self._next
+    for waiting in self._waiting.values():
+      return waiting.deadline
+    return float("inf")
 
   def note(self, ending: Ending) -> None:
     """Has an end written down."""
     if self._files is None:
       return
-    exit_ = self._exits.pop(ending.process, "")
-    now = time.monotonic()
-    # Who said why it ends need not be asked how.
-    is_awaited = (
-      self.hears_exits
-      and ending.outcome == UNANNOUNCED
-      and bool(ending.process)
-      and not exit_
-    )
-    due = now + self._timing.exit if is_awaited else now
-    self._pending.append(_Pending(ending, due, exit_))
-    self._names[ending.instance] += 1
-    self._due = min(self._due, due)
-    if len(self._pending) > _MAX_PENDING:
-      self._release(self._pending.popleft())
+    name, process = ending.instance, ending.process
+    if name in self._names:
+      # What became of an instance stands there in the order in which it did.
+      self._give_up_waiting_for(name)
+    self._names[name] += 1
+    exit_ = self._exits.pop(process, "")
+    # Who has said why it ends need not be asked how.
+    is_silent = ending.outcome == UNANNOUNCED
+    if is_silent and process and self.hears_exits and not exit_:
+      before = self._waiting.pop(process, None)
+      if before is not None:
+        # Its number is another's by now.
+        self._ready.append(_Ready(before.ending, ""))
+      deadline = time.monotonic() + self._timing.exit
+      self._waiting[process] = _Waiting(ending, deadline)
+      return
+    self._ready.append(_Ready(ending, exit_))
+    if len(self._ready) > _MAX_PENDING:
+      self._release(self._ready.popleft().ending)
       self._missing += 1
 
   def note_more(self, instance: str, verdicts: Mapping[str, int]) -> None:
@@ -127,17 +146,15 @@ class History:
     if self._files is not None and len(self._more) < _MAX_PENDING:
       line = encode_more(instance, self._node, time.time(), verdicts)
       self._more.append(line)
-      self._due = 0.0
 
   def tell_exit(self, process: int, how: str) -> None:
     """Takes note how a process of an instance ended."""
     if self._files is None:
       return
-    for each in self._pending:
-      if each.ending.process == process:
-        each.exit = how
-        each.due = self._due = 0.0
-        return
+    waiting = self._waiting.pop(process, None)
+    if waiting is not None:
+      self._ready.append(_Ready(waiting.ending, how))
+      return
     self._exits[process] = how
     if len(self._exits) > _MAX_EXITS:
       self._exits.popitem(last=False)
@@ -152,33 +169,41 @@ class History:
     @param now: seconds of the monotonic clock
 
     """
-    if self._files is None or now < self._due:
+    if self._files is None:
+      return
+    self._give_up_waiting(now)
+    if now < self._next or not (self._ready or self._more):
       return
     try:
-      self._write(self._files, now)
+      self._write(self._files)
     except OSError as err:
-      self._due = now + self._timing.delivery
+      self._next = now + self._timing.delivery
       self._complain(err)
-    else:
-      self._due = min(
-        (each.due for each in self._pending), default=float("inf")
-      )
 
-  def _write(self, files: HistoryFiles, now: float) -> None:
-    due = [each for each in self._pending if each.due <= now]
+  def _give_up_waiting(self, now: float) -> None:
+    while self._waiting:
+      process, waiting = next(iter(self._waiting.items()))
+      if waiting.deadline > now:
+        return
+      del self._waiting[process]
+      self._ready.append(_Ready(waiting.ending, ""))
+
+  def _give_up_waiting_for(self, name: str) -> None:
+    for process, waiting in list(self._waiting.items()):
+      if waiting.ending.instance == name:
+        del self._waiting[process]
+        self._ready.append(_Ready(waiting.ending, ""))
+
+  def _write(self, files: HistoryFiles) -> None:
     files.prepare()
-    doubtful = {each.ending.life for each in due if not each.ending.is_new}
-    began = min(
-      (each.ending.began or 0.0 for each in due if not each.ending.is_new),
-      default=0.0,
-    )
-    known = files.recorded(doubtful, began) if doubtful else doubtful
+    known = self._recorded(files)
     date = time.time()
-    for each in due:
-      if each.ending.is_new or each.ending.life not in known:
-        files.add(encode_end(each.ending, self._node, date, each.exit))
-      self._pending.remove(each)
-      self._release(each)
+    while self._ready:
+      ending, exit_ = self._ready[0]
+      if ending.is_new or ending.life not in known:
+        files.add(encode_ending(ending, self._node, date, exit_))
+      self._ready.popleft()
+      self._release(ending)
     while self._more:
       files.add(self._more[0])
       del self._more[0]
@@ -189,8 +214,16 @@ class History:
       logging.warning("%d ends are missing in the history", self._missing)
       self._missing = 0
 
-  def _release(self, each: _Pending) -> None:
-    name = each.ending.instance
+  def _recorded(self, files: HistoryFiles) -> set[str]:
+    """Returns those that another daemon has written down."""
+    old = [each.ending for each in self._ready if not each.ending.is_new]
+    if not old:
+      return set()
+    began = min(ending.began or 0.0 for ending in old)
+    return files.recorded({ending.life for ending in old}, began)
+
+  def _release(self, ending: Ending) -> None:
+    name = ending.instance
     self._names[name] -= 1
     if not self._names[name]:
       del self._names[name]

@@ -43,10 +43,10 @@ class Writing:
     self.history = History(HistoryFiles(str(self.path)), "node1", Timing())
     self.history.hears_exits = True
 
-  def note(self, name="web1", life=1, **others):
+  def note(self, name="web1", number=1, **others):
     end = Ending(
       instance=name,
-      life=f"7-{life}",
+      life=f"7-{number}",
       began=1.0,
       ended=2.0,
       heard=None,
@@ -54,7 +54,7 @@ class Writing:
       outcome=USERS,
       source="monitor",
       qemu="",
-      process=life,
+      process=number,
       is_marked=False,
       is_new=True,
     )
@@ -92,7 +92,7 @@ def test_end_is_written_when_it_is_due(writing):
   assert writing.history.due == NEVER
   writing.note()
   assert writing.lines == []
-  assert writing.history.due == NOW
+  assert writing.history.due <= NOW
   assert writing.history.is_pending("web1")
   writing.run()
   assert writing.lives == ["7-1"]
@@ -124,7 +124,7 @@ def test_no_history(monkeypatch):
 def test_kernel_is_waited_for(writing, outcome, process, hears, waits):
   writing.history.hears_exits = hears
   writing.note(outcome=outcome, process=process)
-  assert writing.history.due == NOW + (0.5 if waits else 0.0)
+  assert writing.history.due == (NOW + 0.5 if waits else 0.0)
   writing.run()
   assert writing.lines == [] or not waits
   assert writing.history.is_pending("web1") is waits
@@ -154,11 +154,35 @@ def test_how_the_process_ended(writing, is_first):
   assert [each.get("exit") for each in writing.lines[1:]] == [None, None]
 
 
+def test_two_processes_of_one_number(writing):
+  writing.note("web1", 1, outcome=UNANNOUNCED, life="7-1")
+  writing.note("db1", 1, outcome=UNANNOUNCED, life="7-2")
+  writing.history.tell_exit(1, "was killed by SIGKILL")
+  writing.run()
+  assert [each.get("exit") for each in writing.lines] == [
+    None,
+    "was killed by SIGKILL",
+  ]
+  assert not writing.history.is_pending("web1")
+
+
+def test_many_are_killed_at_once(writing):
+  """Each waits for its own, and none for others."""
+  for life in range(1, 1001):
+    writing.note(f"web{life}", life, outcome=UNANNOUNCED)
+  for life in range(1000, 0, -1):
+    writing.history.tell_exit(life, f"was killed by signal {life}")
+    writing.run()
+  assert [each["exit"] for each in writing.lines] == [
+    f"was killed by signal {life}" for life in range(1000, 0, -1)
+  ]
+
+
 def test_ends_of_processes_without_end(writing):
   for number in range(1, history._MAX_EXITS + 2):
     writing.history.tell_exit(number, "ended with status 1")
   for number in (1, 2):
-    writing.note(life=number)
+    writing.note(number=number)
   writing.run()
   assert [each.get("exit") for each in writing.lines] == [
     None,
@@ -176,12 +200,12 @@ def test_further_ends(writing):
 
 def test_end_that_another_daemon_has_written(writing):
   for life in (1, 2):
-    writing.note(life=life)
+    writing.note(number=life)
   writing.run()
   writing.history.close()
   writing.begin()
   for life in (2, 3):
-    writing.note(life=life, is_new=False)
+    writing.note(number=life, is_new=False)
   writing.run()
   assert writing.lives == ["7-1", "7-2", "7-3"]
   assert not writing.history.is_pending("web1")
@@ -194,14 +218,17 @@ def test_what_is_due_is_written_at_the_end(writing):
 
 
 def test_two_lives_of_one_instance(writing):
-  writing.note(life=1, outcome=UNANNOUNCED)
-  writing.note(life=2)
+  """They stand there in their order."""
+  writing.note("db1", 3, outcome=UNANNOUNCED)
+  writing.note(number=1, outcome=UNANNOUNCED)
+  writing.note(number=2, outcome=UNANNOUNCED)
+  assert writing.history.due <= NOW
   writing.run()
-  assert writing.lives == ["7-2"]
+  assert writing.lives == ["7-1"]
   assert writing.history.is_pending("web1")
   writing.now += 1.0
   writing.run()
-  assert writing.lives == ["7-2", "7-1"]
+  assert writing.lives == ["7-1", "7-3", "7-2"]
   assert not writing.history.is_pending("web1")
 
 
@@ -235,7 +262,7 @@ def test_it_cannot_be_written(broken):
 
 def test_disk_becomes_full_between_two_lines(writing):
   for life in (1, 2, 3):
-    writing.note(life=life)
+    writing.note(number=life)
   write = os.write
   room = [write, write]
 

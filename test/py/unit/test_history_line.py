@@ -9,7 +9,7 @@ import json
 
 import pytest
 from ganeti.kvmd.core import history_line
-from ganeti.kvmd.core.history_line import Ending, encode_end, encode_more
+from ganeti.kvmd.core.history_line import Ending, encode_ending, encode_more
 from ganeti.kvmd.core.lifecycle import Outcome, Verdict
 from hypothesis import given
 from hypothesis import strategies as some
@@ -44,7 +44,7 @@ def decoded(line):
 
 
 def test_end():
-  assert decoded(encode_end(END, "node1", NOW, "was killed by SIGKILL")) == {
+  assert decoded(encode_ending(END, "node1", NOW, "was killed by SIGKILL")) == {
     "version": 1,
     "time": "2026-11-25T09:38:10.250Z",
     "node": "node1",
@@ -65,7 +65,7 @@ def test_end():
 
 def test_what_is_not_known_is_left_out():
   end = NOTHING._replace(heard=1795599400.0)
-  assert decoded(encode_end(end, "node1", NOW, "")) == {
+  assert decoded(encode_ending(end, "node1", NOW, "")) == {
     "version": 1,
     "time": "2026-11-25T09:38:10.250Z",
     "node": "node1",
@@ -105,7 +105,7 @@ def test_further_ends():
   ],
 )
 def test_times(seconds, text):
-  line = decoded(encode_end(END._replace(began=seconds), "node1", NOW, ""))
+  line = decoded(encode_ending(END._replace(began=seconds), "node1", NOW, ""))
   assert line.get("began") == text
 
 
@@ -132,7 +132,7 @@ def test_what_was_said_can_be_shown(text, shown, field):
   }
   node = text if field == "node" else "node1"
   exit_ = text if field == "exit" else ""
-  line = decoded(encode_end(ends.get(field, END), node, NOW, exit_))
+  line = decoded(encode_ending(ends.get(field, END), node, NOW, exit_))
   assert line[field] == shown
 
 
@@ -146,7 +146,7 @@ def test_no_line_is_longer(name, cause, qemu, node, exit_):
   end = END._replace(
     instance=name, qemu=qemu, outcome=Outcome(Verdict.OTHER, cause)
   )
-  line = encode_end(end, node, NOW, exit_)
+  line = encode_ending(end, node, NOW, exit_)
   assert len(line) <= history_line.MAX_LINE
   assert all(
     len(text) <= history_line.MAX_TEXT and text.isprintable()
