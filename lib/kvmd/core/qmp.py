@@ -102,6 +102,8 @@ class Reply(NamedTuple):
 
 if TYPE_CHECKING:
   Message = Union[Greeting, Event, Reply]
+  #: Messages, and how many of the bytes taken stand behind each.
+  _Common = list[tuple[Optional[Message], int]]
 
 
 def _refuse_constant(name: str) -> None:
@@ -165,7 +167,7 @@ class _Filter(NamedTuple):
   """
 
   names: frozenset[str]
-  chatter: re.Pattern[str]
+  chatter: re.Pattern[bytes]
 
 
 @functools.lru_cache(maxsize=8)
@@ -186,8 +188,8 @@ def _filter(names: frozenset[str]) -> _Filter:
     rf'\{{"timestamp": {time}, "event": "(?!(?:{wanted})")[0-9A-Z_]+"'
     rf'(?:, "data": {data})?\}}'
   )
-  chatter = re.compile(rf"(?:{_SPACE}+|\{{{_SPACE}*\}}|{event})+")
-  return _Filter(names, chatter)
+  chatter = rf"(?:{_SPACE}+|\{{{_SPACE}*\}}|{event})+"
+  return _Filter(names, re.compile(chatter.encode("utf-8", "surrogatepass")))
 
 
 def _message(value: Any, names: frozenset[str]) -> Optional[Message]:
@@ -314,6 +316,21 @@ class Decoder:
       return len(self._partial.text)
     return self._unread
 
+  def passes_over(self, data: bytes) -> bool:
+    """Takes the next bytes if they are a few events that nobody asked for.
+
+    Nearly all that is read from a monitor is one of these, and this the
+    shortest way through them.
+
+    @return: whether they were; if not, they are to be given to L{feed}
+
+    """
+    return (
+      self._partial is None
+      and len(data) <= _MAX_RUN
+      and self._filter.chatter.fullmatch(data) is not None
+    )
+
   def feed(self, data: bytes) -> Iterator[Optional[Message]]:
     """Takes the next bytes and gives the messages that end in them.
 
@@ -334,11 +351,13 @@ class Decoder:
       # All QEMUs of a node greet and answer alike. Events have a time each.
       common = _read_common(data, self._filter.names)
       if common is not None:
-        for message, self._unread in common:
-          yield message
-        self._unread = 0
-        return
-    yield from self._read(data)
+        return self._repeat(common)
+    return self._read(data)
+
+  def _repeat(self, common: _Common) -> Iterator[Optional[Message]]:
+    for message, self._unread in common:
+      yield message
+    self._unread = 0
 
   def _read(self, data: bytes) -> Iterator[Optional[Message]]:
     partial = self._partial
@@ -348,17 +367,21 @@ class Decoder:
       data = bytes(partial.text)
       self._partial = None
     names, chatter = self._filter
-    # What is not UTF-8 becomes what UTF-8 cannot be.
-    text = data.decode("utf-8", "surrogateescape")
-    is_ascii = text.isascii()
+    # The same in characters, when there is more in it than is passed over.
+    text = ""
+    is_ascii = True
     # How far we are, in characters and in bytes.
     position = done = 0
-    while position < len(text):
-      run = chatter.match(text, position, position + _MAX_RUN)
+    while done < len(data):
+      run = chatter.match(data, done, done + _MAX_RUN)
       if run is not None:
-        done += run.end() - position
-        position = run.end()
+        position += run.end() - done
+        done = run.end()
         continue
+      if not text:
+        # What is not UTF-8 becomes what UTF-8 cannot be.
+        text = data.decode("utf-8", "surrogateescape")
+        is_ascii = text.isascii()
       if text[position] != "{":
         raise ProtocolError("not JSON")
       try:
@@ -382,9 +405,7 @@ class Decoder:
 
 
 @functools.lru_cache(maxsize=16)
-def _read_common(
-  data: bytes, names: frozenset[str]
-) -> Optional[list[tuple[Optional[Message], int]]]:
+def _read_common(data: bytes, names: frozenset[str]) -> Optional[_Common]:
   """Reads a piece that is likely to come again in the same words.
 
   @return: the messages in it, and how many bytes stand behind each; None if

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ganeti.kvmd.core import lifecycle, qmp
 
 if TYPE_CHECKING:
-  from collections.abc import Iterator
+  from collections.abc import Iterable, Iterator
   from typing import Union
 
 
@@ -58,6 +58,8 @@ class Running(NamedTuple):
 if TYPE_CHECKING:
   Fact = Union[Attached, Running, qmp.Event]
 
+_WANTED = frozenset(lifecycle.EVENTS)
+
 
 class Session:
   """The client's side of a session.
@@ -71,7 +73,7 @@ class Session:
 
   def __init__(self) -> None:
     self.state = State.CONNECTED
-    self._decoder = qmp.Decoder(lifecycle.EVENTS)
+    self._decoder = qmp.Decoder(_WANTED)
     self.outgoing = qmp.CAPABILITIES
     self._version = ""
 
@@ -79,13 +81,16 @@ class Session:
     """Asks whether the guest runs."""
     self.outgoing += qmp.QUERY_STATUS
 
-  def receive(self, data: bytes) -> Iterator[Fact]:
+  def receive(self, data: bytes) -> Iterable[Fact]:
     """Takes account of what the monitor sent.
 
     @return: what it means; to be used up before the next call
     @raise qmp.ProtocolError: if it is not QMP; what came before that counts
 
     """
+    return () if self._decoder.passes_over(data) else self._take(data)
+
+  def _take(self, data: bytes) -> Iterator[Fact]:
     for message in self._decoder.feed(data):
       if isinstance(message, qmp.Event):
         yield message

@@ -313,6 +313,17 @@ def test_what_is_pending_begins_behind_a_message(stream, places):
   assert not decoder.pending
 
 
+@given(streams(), CUTS)
+def test_what_is_passed_over_means_nothing(stream, places):
+  data, expected = stream
+  decoder = qmp.Decoder(WANTED)
+  messages = []
+  for piece in cut(data, places):
+    if not decoder.passes_over(piece):
+      messages.extend(feed(decoder, piece))
+  assert messages == expected
+
+
 @given(transcripts(), CUTS)
 def test_no_verdict_depends_on_how_its_events_are_written(transcript, places):
   data, history = transcript
@@ -336,6 +347,25 @@ def test_event_that_means_nothing_takes_no_parser(line):
       assert list(decoder.feed(lines[: 30 * len(line)])) == []
       lines = lines[30 * len(line) :]
     assert not decoder.pending
+
+
+@pytest.mark.parametrize("line", CHATTER)
+def test_event_that_means_nothing_is_passed_over(line):
+  decoder = qmp.Decoder(lifecycle.EVENTS)
+  with mock.patch.object(qmp.Decoder, "_read", side_effect=AssertionError):
+    assert decoder.passes_over(line)
+    assert decoder.passes_over(line * 3)
+  assert not decoder.passes_over(line + b"{")
+  assert not decoder.passes_over(b"")
+  # No more at a time than takes little memory.
+  many = 8192 // len(line)
+  assert decoder.passes_over(line * many)
+  assert not decoder.passes_over(line * (many + 1))
+  assert not decoder.pending
+  # Not behind the beginning of something else.
+  assert list(decoder.feed(b'{"a": ')) == []
+  assert not decoder.passes_over(line)
+  assert decoder.pending == 6
 
 
 @pytest.mark.parametrize("line", CHATTER)
