@@ -177,8 +177,12 @@ class Monitored:
     """
     assert self.connection is not None
     instance = self.instance
+    directory = self._shared.place.directory
     try:
-      opened = self._shared.place.directory.open_monitor(instance.name)
+      # Most have not changed at all.
+      if directory.life(instance.name) == instance.life:
+        return False
+      opened = directory.open_monitor(instance.name)
     except OSError:
       return False
     os.close(opened.descriptor)
