@@ -74,9 +74,10 @@ class Quota:
     @param now: the time in seconds, by any clock that is never set
 
     """
-    self._begin_hour(now)
-    name = self._holder(name)
-    if _take(self._verdicts, name, MAX_VERDICTS):
+    name = self._holder(name, now)
+    taken = self._verdicts.get(name, 0)
+    if taken < MAX_VERDICTS:
+      self._verdicts[name] = taken + 1
       return True
     if name not in self._lost_verdicts:
       self._lost_verdicts[name] = collections.Counter()
@@ -91,9 +92,10 @@ class Quota:
     @param now: as for L{admit_verdict}
 
     """
-    self._begin_hour(now)
-    name = self._holder(name)
-    if _take(self._lines, name, MAX_LINES):
+    name = self._holder(name, now)
+    taken = self._lines.get(name, 0)
+    if taken < MAX_LINES:
+      self._lines[name] = taken + 1
       return True
     if name not in self._lost_lines:
       self._announce(
@@ -125,12 +127,6 @@ class Quota:
     due, self._pending = self._pending, []
     return due
 
-  def _begin_hour(self, now: float) -> None:
-    """Begins another hour, if none goes on."""
-    if now >= self._end:
-      self._end_hour()
-      self._end = now + HOUR
-
   def _end_hour(self) -> None:
     self._pending += self._sum_up()
     self._verdicts.clear()
@@ -139,8 +135,15 @@ class Quota:
     self._lost_lines.clear()
     self._end = float("-inf")
 
-  def _holder(self, name: str) -> str:
-    """Returns the name under which an instance's lines are counted."""
+  def _holder(self, name: str, now: float) -> str:
+    """Returns the name under which an instance's lines are counted.
+
+    Begins another hour, if none goes on.
+
+    """
+    if now >= self._end:
+      self._end_hour()
+      self._end = now + HOUR
     if name in self._lines or name in self._verdicts:
       return name
     if max(len(self._lines), len(self._verdicts)) < MAX_INSTANCES:
@@ -158,15 +161,6 @@ class Quota:
     for name, number in self._lost_lines.items():
       were = "line about it was" if number == 1 else "lines about it were"
       yield Summary(name, f"{number} more {were} left out in the last hour")
-
-
-def _take(counts: dict[str, int], name: str, limit: int) -> bool:
-  """Takes one of a number of things, if there is one left."""
-  taken = counts.get(name, 0)
-  if taken >= limit:
-    return False
-  counts[name] = taken + 1
-  return True
 
 
 def _describe_verdicts(kinds: collections.Counter[str]) -> str:

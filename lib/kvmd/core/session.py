@@ -99,12 +99,12 @@ class Session:
           raise qmp.ProtocolError("a second greeting")
         self._version = message.version or "of unknown version"
         self.state = State.GREETED
-      elif message is None or self.state is State.CONNECTED:
+      elif message is None:
         continue
       elif self.state is State.GREETED:
         self.state = State.ATTACHED
         yield Attached(self._version, message.error or "")
-      elif _says_running(message):
+      elif self.state is State.ATTACHED and _says_running(message):
         yield Running()
 
 

@@ -186,7 +186,7 @@ class MonitorFollower:
     if is_full and monitor.instance.life is None:
       self._crowded.add(name)
       return
-    if self._lingers(name):
+    if self._judged and self._lingers(name):
       self._schedule(name, self._timing.lingering)
       return
     monitor.attempts += 1
@@ -197,19 +197,18 @@ class MonitorFollower:
       descriptor = made.fileno()
       self.connected[descriptor] = record
       self._epoll.register(descriptor, select.EPOLLIN)
-      self._schedule(name, self._timing.greeting)
+      self._timers.set(name, made.made + self._timing.greeting)
     meaning = monitor.judge(attempt)
     if meaning.is_tried_again:
       self._retry(monitor)
     elif made is None and not self._shared.verdicts.is_late(monitor.instance):
       self.drop(record)
-    if made is None and not is_full:
+    if made is None and self._crowded and not is_full:
       self._take_crowded()
 
   def _take_crowded(self) -> None:
     """Lets one of those connect soon that wait for a descriptor."""
-    if self._crowded:
-      self._schedule(self._crowded.pop(), 0.0)
+    self._schedule(self._crowded.pop(), 0.0)
 
   def _take_leave(self, monitor: Monitored) -> None:
     """Gives the verdict on a life if the journal is that of another."""
@@ -272,7 +271,8 @@ class MonitorFollower:
     if made is not None:
       del self.connected[made.fileno()]
       made.close()
-      self._take_crowded()
+      if self._crowded:
+        self._take_crowded()
 
 
 def _raise_descriptor_limit() -> int:

@@ -68,7 +68,7 @@ class Verdicts:
 
   def forget(self, instance: Instance) -> None:
     """Leaves the marks of an instance as they are."""
-    if self.is_late(instance):
+    if self._late.get(instance.name) is instance:
       del self._late[instance.name]
 
   def end(self, instance: Instance) -> None:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 #: the others waiting.
 _READ_SIZE = 16 * 1024
 
+_KIND = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
+
 #: struct ucred, as SO_PEERCRED gives it: process, user, group.
 _CREDENTIALS = struct.Struct("iII")
 
@@ -95,9 +97,7 @@ class Connection:
     @raise OSError: if it does not listen, or there is no descriptor left
 
     """
-    self._socket = socket.socket(
-      socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK
-    )
+    self._socket = socket.socket(socket.AF_UNIX, _KIND)
     try:
       self._socket.connect(f"/proc/self/fd/{descriptor}")
     except OSError:

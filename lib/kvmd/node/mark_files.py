@@ -10,7 +10,6 @@ told by when its file was changed last.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
 import time
@@ -68,8 +67,10 @@ def marked_at(
   @raise OSError: if that cannot be found out
 
   """
-  found = find(directory, mark, instance, life)
-  return found.at if found is not None and found.is_current else None
+  found = directory.find(instance + mark.value)
+  if found is None or found.st_mtime_ns <= life.born:
+    return None
+  return found.st_ctime_ns / 1e9
 
 
 def is_marked(directory: ControlDirectory, mark: Mark, instance: str) -> bool:
@@ -108,19 +109,11 @@ def write(
     commands = directory.find(instance + JOURNAL_COMMANDS)
     started = 0 if commands is None else commands.st_atime_ns
     date = max(life.born, started) + 1
-    with contextlib.suppress(FileNotFoundError):
-      os.utime(
-        name,
-        ns=(time.time_ns(), date),
-        dir_fd=directory.descriptor,
-        follow_symlinks=False,
-      )
-      return True
+    return _date(directory, name, date)
   except OSError as err:
     # Python says it of neither call.
     err.filename = name
     raise
-  return False
 
 
 def remove(directory: ControlDirectory, mark: Mark, instance: str) -> bool:
@@ -143,6 +136,21 @@ def _create(directory: ControlDirectory, name: str) -> None:
     if found is not None and not _is_mark(found):
       os.unlink(name, dir_fd=directory.descriptor)
       os.mknod(name, _KIND, dir_fd=directory.descriptor)
+
+
+def _date(directory: ControlDirectory, name: str, date: int) -> bool:
+  """Dates a file, in nanoseconds since the epoch.
+
+  @return: whether it is still there
+
+  """
+  try:
+    os.utime(
+      name, ns=(time.time_ns(), date), dir_fd=directory.descriptor, follow_symlinks=False
+    )
+  except FileNotFoundError:
+    return False
+  return True
 
 
 def _is_mark(found: os.stat_result) -> bool:
