@@ -14,24 +14,21 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, NamedTuple
 
-from ganeti.kvmd.core import lifecycle
+from ganeti.kvmd.core import events, lifecycle
 
 if TYPE_CHECKING:
   from collections.abc import Mapping
   from typing import Any
 
-#: Longest digest, in bytes: it has at most five events, none of them long.
+#: Longest digest, in bytes: it has at most L{MAX_EVENTS}, none of them long.
 MAX_SIZE = 64 * 1024
 
-#: What of the data of a C{SHUTDOWN} counts.
-_SHUTDOWN_DATA = ("guest", "reason")
+#: Most events that are kept: one of each kind that leaves a trace, two of
+#: C{SHUTDOWN}, and three of who pressed the power button.
+MAX_EVENTS = len(events.KINDS) + 1
 
-#: The events that undo others. Of those no trace is left; a C{RESET} is kept
-#: itself, since it may have to be compared with the hypervisor's mark.
-_UNDOES: Mapping[str, tuple[str, ...]] = {
-  "RESET": ("POWERDOWN", "RESET", "SHUTDOWN"),
-  "RESUME": ("STOP", "SHUTDOWN"),
-}
+#: Who pressed the power button: an administrator, or the watchdog before it.
+_PRESSES = ("POWERDOWN", "WATCHDOG shutdown")
 
 
 class DamagedError(Exception):
@@ -101,7 +98,8 @@ class Essence:
   """The few events that lead to the same state as all that were seen.
 
   They do so under either rule, whatever comes after them, and whenever the
-  hypervisor made a mark. However many were seen, no more than five are kept.
+  hypervisor made a mark. However many were seen, no more than L{MAX_EVENTS} are
+  kept.
 
   @ivar events: the events, in order
 
@@ -117,33 +115,92 @@ class Essence:
 
   def receive(self, name: str, data: Mapping[str, Any], at: float) -> None:
     """Takes account of an event, as L{lifecycle.Lifecycle.receive} does."""
-    if name in _UNDOES:
-      undone = _UNDOES[name]
-      self.events = [event for event in self.events if event.name not in undone]
-      if name in undone:
+    kind = events.kind_of(name, data)
+    if not kind:
+      return
+    if name in events.UNDOING:
+      self.events = [
+        event for event in self.events if name not in _undone_by(event)
+      ]
+    if kind in events.UNDOING:
+      # Of what it undoes no trace is left. One that also undoes the one before
+      # is kept itself, since it may have to be compared with a mark.
+      if name in events.KINDS[kind].undone_by:
         self.events.append(Kept(name, {}, at))
-      return
-    if name not in lifecycle.EVENTS:
-      return
+    elif self._matters(kind, data):
+      fields = events.KINDS[kind].data
+      kept = {key: _cut(data[key]) for key in fields if key in data}
+      self.events.append(Kept(name, kept, at))
+
+  def _matters(self, kind: str, data: Mapping[str, Any]) -> bool:
+    """Tells whether an event adds something to those that are kept.
+
+    It makes room for one that takes another's place.
+
+    """
+    if kind in _PRESSES:
+      return self._matters_as_press(kind)
     same = [
-      place for place, event in enumerate(self.events) if event.name == name
+      place for place, event in enumerate(self.events) if _kind(event) == kind
     ]
-    if same and name != "SHUTDOWN":
-      return
-    if same:
-      if not lifecycle.has_cause(data) or lifecycle.reason_of(data).startswith(
-        lifecycle.BY_HOST
-      ):
-        return
-      # The first counts for the one rule, the last for the other.
-      for place in same[1:]:
-        del self.events[place]
-    kept = {key: _cut(data[key]) for key in _SHUTDOWN_DATA if key in data}
-    self.events.append(Kept(name, kept, at))
+    if not same:
+      return True
+    if (
+      kind != "SHUTDOWN"
+      or not lifecycle.has_cause(data)
+      or lifecycle.reason_of(data).startswith(lifecycle.BY_HOST)
+    ):
+      return False
+    # The first counts for the one rule, the last for the other.
+    for place in same[1:]:
+      del self.events[place]
+    return True
+
+  def _matters_as_press(self, kind: str) -> bool:
+    """Tells it of one of L{_PRESSES}.
+
+    The watchdog presses next where it barks. What counts is who has pressed:
+    an administrator, who stays, or only the watchdog, however often.
+
+    """
+    presses = [
+      (place, pressed)
+      for place, pressed in enumerate(map(_kind, self.events))
+      if pressed in _PRESSES
+    ]
+    barks = is_watchdog = False
+    for _, pressed in presses:
+      if pressed == "POWERDOWN" and not barks:
+        return False
+      is_watchdog = is_watchdog or barks
+      barks = pressed != "POWERDOWN"
+    if kind != "POWERDOWN":
+      return not barks
+    if barks and is_watchdog:
+      # It is as before it barked again.
+      del self.events[presses[-1][0]]
+      return False
+    return True
+
+
+def _undone_by(event: Kept) -> tuple[str, ...]:
+  # One of another version's digest may mean nothing to us.
+  row = events.KINDS.get(_kind(event))
+  return row.undone_by if row is not None else ()
+
+
+def _kind(event: Kept) -> str:
+  return events.kind_of(event.name, event.data)
 
 
 def _cut(value: Any) -> Any:
   """Keeps of a value no more than counts, which a hostile one may exceed."""
   if isinstance(value, str):
     return value[: lifecycle.MAX_REASON]
-  return value if isinstance(value, bool) else None
+  if isinstance(value, dict):
+    return {
+      key: None if isinstance(value[key], dict) else _cut(value[key])
+      for key in events.PANIC_INFO
+      if key in value
+    }
+  return value if isinstance(value, bool) or events.is_code(value) else None

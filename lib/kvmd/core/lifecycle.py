@@ -16,9 +16,23 @@ The events of one QEMU process tell how its guest came to its end:
     was pressed for is gone.
   - C{STOP} says that the guest is paused, which matters only to the rule for
     a QEMU that gives no cause.
+  - C{WATCHDOG} says that the guest hung, and what QEMU does about it. It may
+    end without another word, or press the power button itself: who obeys that
+    was turned off neither by an administrator nor by a user.
+  - C{MEMORY_FAILURE} says that the node's memory failed; QEMU itself may have
+    to end by that, without another word.
+  - C{GUEST_PANICKED} and C{GUEST_CRASHLOADED} say that the guest's system
+    broke down. A shutdown after that is its crash kernel's, and no user's.
+  - C{SUSPEND_DISK} says that a shutdown is to come by which the guest
+    hibernates. That is a shutdown like any other, and a word in its cause.
+  - C{BLOCK_IO_ERROR} says that the guest is paused since a disk failed.
 
-Nothing but these events counts. When each of them came matters only for the
-mark, which is no event. No clock is looked at and no I/O is done.
+What of this decides nothing is a remark on the end. A reset makes all of it a
+matter of the past; what only paused the guest is past when it runs again.
+
+Nothing but these events counts, and some of them only with certain data:
+L{events.kind_of} tells. When each of them came matters only for the mark, which
+is no event. No clock is looked at and no I/O is done.
 """
 
 from __future__ import annotations
@@ -26,6 +40,8 @@ from __future__ import annotations
 import enum
 import math
 from typing import TYPE_CHECKING, NamedTuple
+
+from ganeti.kvmd.core import events
 
 if TYPE_CHECKING:
   from collections.abc import Callable, Mapping
@@ -99,6 +115,12 @@ REASONS: Mapping[str, Verdict] = {
   "snapshot-load": Verdict.OTHER,
 }
 
+#: The end of a guest that hung, if QEMU is to end then.
+_BARKED = Outcome(Verdict.OTHER, "watchdog poweroff")
+
+#: The end of a QEMU whose own memory is broken.
+_MEMORY_FAILED = Outcome(Verdict.OTHER, "memory failure")
+
 #: The end of a QEMU process that said nothing about it.
 UNANNOUNCED = Outcome(Verdict.KILLED, "no SHUTDOWN")
 
@@ -107,6 +129,10 @@ REMEMBERED = Outcome(Verdict.USER, "announced before this daemon attached")
 
 #: The end of a QEMU process that nobody listened to.
 UNHEARD = Outcome(Verdict.UNKNOWN, "ended before the daemon was attached")
+
+
+#: What is known of a guest of which QEMU said nothing else.
+_NOTHING: Mapping[str, str] = {}
 
 
 class Lifecycle:
@@ -120,9 +146,12 @@ class Lifecycle:
   """
 
   __slots__ = (
+    "_barks",
+    "_is_pressed_by_watchdog",
     "_pressed",
     "_reset_at",
     "_rule",
+    "_said",
     "_stopped",
     "announced",
     "marked",
@@ -132,6 +161,11 @@ class Lifecycle:
     self._rule = rule
     self._pressed = False
     self._stopped = False
+    # The watchdog presses the power button next, and has pressed it.
+    self._barks = False
+    self._is_pressed_by_watchdog = False
+    # What else was said: the kind of the event, and the words for it, if any.
+    self._said: Mapping[str, str] = _NOTHING
     # When the guest last began anew, in seconds since the epoch.
     self._reset_at = 0.0
     self.announced: Optional[Outcome] = None
@@ -143,9 +177,30 @@ class Lifecycle:
     return self.announced or UNANNOUNCED
 
   @property
+  def remarks(self) -> list[str]:
+    """What else QEMU said that the cause does not tell, each in a few words."""
+    return [
+      words
+      for words in self._said.values()
+      if words
+      and (
+        words != events.PANICKED
+        or self.outcome.verdict is not Verdict.GUEST_PANIC
+      )
+    ]
+
+  @property
   def powerdown(self) -> bool:
-    """Whether the guest has yet to answer an administrator."""
-    return self._pressed or self._was_marked(math.inf)
+    """Whether the guest has yet to answer who pressed the power button.
+
+    If it obeys, that is none of its user's doing.
+
+    """
+    return (
+      self._pressed
+      or self._is_pressed_by_watchdog
+      or self._was_marked(math.inf)
+    )
 
   def receive(self, name: str, data: Mapping[str, Any], at: float) -> None:
     """Takes account of an event.
@@ -155,15 +210,40 @@ class Lifecycle:
     @param at: when it came, in seconds since the epoch; 0 if QEMU did not say
 
     """
-    effect = EVENTS.get(name)
+    kind = events.kind_of(name, data)
+    if not kind:
+      return
+    if self._said:
+      self._said = {
+        said: words
+        for said, words in self._said.items()
+        if name not in events.KINDS[said].undone_by
+      }
+    effect = _EFFECTS.get(kind)
     if effect is not None:
       effect(self, data, at)
+    words = events.KINDS[kind].words
+    if words is not None and kind not in self._said:
+      self._said = {**self._said, kind: words(data)}
 
   def _powerdown_pressed(self, _: Mapping[str, Any], __: float) -> None:
-    self._pressed = True
+    if self._barks:
+      self._is_pressed_by_watchdog = True
+      self._barks = False
+    else:
+      self._pressed = True
+
+  def _watchdog_barks(self, _: Mapping[str, Any], __: float) -> None:
+    self._barks = True
+
+  def _watchdog_ends_it(self, _: Mapping[str, Any], __: float) -> None:
+    self.announced = self.announced or _BARKED
+
+  def _memory_ends_it(self, _: Mapping[str, Any], __: float) -> None:
+    self.announced = self.announced or _MEMORY_FAILED
 
   def _reset(self, _: Mapping[str, Any], at: float) -> None:
-    self._pressed = False
+    self._pressed = self._barks = self._is_pressed_by_watchdog = False
     # Without a time, it is the order in which the two are known that counts.
     self._reset_at = at or self.marked or 0.0
     self.announced = None
@@ -186,29 +266,38 @@ class Lifecycle:
     # Under -no-shutdown the guest may be down already; then the host that
     # ends the process only tidies up.
     if self.announced is None or not reason.startswith(BY_HOST):
-      self.announced = _judge_cause(reason, is_pressed=is_pressed)
+      self.announced = self._judge_cause(reason, is_pressed=is_pressed)
 
   def _was_marked(self, at: float) -> bool:
     """Tells whether the mark was made by then and is not answered yet."""
     return self.marked is not None and self._reset_at < self.marked <= at
 
   def _judge_sequence(self, *, is_pressed: bool) -> Outcome:
-    if is_pressed:
+    if is_pressed or self._is_pressed_by_watchdog:
       return Outcome(Verdict.ADMINISTRATOR, "shutdown after powerdown")
     if self._stopped:
       return Outcome(Verdict.ADMINISTRATOR, "shutdown while stopped")
     return Outcome(Verdict.USER, "shutdown")
 
+  def _judge_cause(self, reason: str, *, is_pressed: bool) -> Outcome:
+    if reason == GUEST_SHUTDOWN:
+      hibernated = ", hibernated" if "SUSPEND_DISK" in self._said else ""
+      verdict, after = self._judge_guest_shutdown(is_pressed=is_pressed)
+      return Outcome(verdict, reason + after + hibernated)
+    by_reason = REASONS.get(reason)
+    if by_reason is None:
+      return Outcome(Verdict.OTHER, f"unknown reason {reason[:MAX_REASON]!a}")
+    return Outcome(by_reason, reason)
 
-def _judge_cause(reason: str, *, is_pressed: bool) -> Outcome:
-  if reason == GUEST_SHUTDOWN:
+  def _judge_guest_shutdown(self, *, is_pressed: bool) -> tuple[Verdict, str]:
+    """Tells whose doing a guest's own poweroff is, and after what it came."""
     if is_pressed:
-      return Outcome(Verdict.ADMINISTRATOR, f"{reason} after powerdown")
-    return Outcome(Verdict.USER, reason)
-  verdict = REASONS.get(reason)
-  if verdict is None:
-    return Outcome(Verdict.OTHER, f"unknown reason {reason[:MAX_REASON]!a}")
-  return Outcome(verdict, reason)
+      return Verdict.ADMINISTRATOR, " after powerdown"
+    if self._is_pressed_by_watchdog:
+      return Verdict.OTHER, " after watchdog"
+    if "GUEST_PANICKED" in self._said or "GUEST_CRASHLOADED" in self._said:
+      return Verdict.GUEST_PANIC, " after panic"
+    return Verdict.USER, ""
 
 
 def has_cause(data: Mapping[str, Any]) -> bool:
@@ -232,11 +321,20 @@ def reason_of(data: Mapping[str, Any]) -> str:
   return reason if isinstance(reason, str) else ""
 
 
-#: The events that count, and what each does.
-EVENTS: Mapping[str, Callable[[Lifecycle, Mapping[str, Any], float], None]] = {
+#: What each of L{events.KINDS} does; of the others only is remembered that
+#: they were.
+_EFFECTS: Mapping[
+  str, Callable[[Lifecycle, Mapping[str, Any], float], None]
+] = {
   "POWERDOWN": Lifecycle._powerdown_pressed,
   "RESET": Lifecycle._reset,
   "RESUME": Lifecycle._resume,
   "SHUTDOWN": Lifecycle._shutdown,
   "STOP": Lifecycle._stop,
+  "WATCHDOG shutdown": Lifecycle._watchdog_barks,
+  "WATCHDOG poweroff": Lifecycle._watchdog_ends_it,
+  "MEMORY_FAILURE fatal": Lifecycle._memory_ends_it,
 }
+
+#: The names of the events that count.
+EVENTS = events.NAMES

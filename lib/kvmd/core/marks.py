@@ -28,7 +28,8 @@ class Mark(enum.Enum):
   """What is left to be known; the value ends the file's name.
 
   @cvar SHUTDOWN: the instance's user turned it off
-  @cvar POWERDOWN: an administrator asked the instance to turn itself off
+  @cvar POWERDOWN: an administrator asked the instance to turn itself off, or
+    its watchdog did; if it does, its user did not
 
   """
 

@@ -41,6 +41,12 @@ class Command(enum.Enum):
   TRIPLE_FAULT = b"t"
   #: The kernel gave up; QEMU learns it only with C{-device pvpanic}
   PANIC = b"p"
+  #: The kernel gave up, and another took over to save what was in memory
+  LOAD_CRASH_KERNEL = b"c"
+  #: Asks the watchdog to act in 0 s; needs C{-device ib700}
+  ARM_WATCHDOG = b"w"
+  #: Reads the first sector of the first hard disk
+  READ_DISK = b"d"
   IGNORE_BUTTON = b"i"
   OBEY_BUTTON = b"b"
 
@@ -58,6 +64,7 @@ _PM1_CONTROL = 0x604
 _SMI_COMMAND = 0xB2
 _KEYBOARD_CONTROLLER = 0x64
 _PVPANIC = 0x505
+_IB700_ENABLE = 0x443
 _SERIAL_DATA = 0x3F8
 _SERIAL_STATUS = 0x3FD
 
@@ -68,7 +75,33 @@ _SLEEP_TO_DISK = 0x2800  # the same, sleep type 2
 _ACPI_ON = 0xF1
 _PULSE_RESET_LINE = 0xFE
 _PANICKED = 0x01
+_CRASH_LOADED = 0x02
+_AT_ONCE = 0x0F  # to _IB700_ENABLE
 _BYTE_ARRIVED = 0x01  # in _SERIAL_STATUS
+
+# What a command is that takes no more than to tell a device
+_WORDS = {
+  Command.POWER_OFF: (_PM1_CONTROL, _SLEEP_OFF),
+  Command.HIBERNATE: (_PM1_CONTROL, _SLEEP_TO_DISK),
+}
+_BYTES = {
+  Command.RESET: (_KEYBOARD_CONTROLLER, _PULSE_RESET_LINE),
+  Command.PANIC: (_PVPANIC, _PANICKED),
+  Command.LOAD_CRASH_KERNEL: (_PVPANIC, _CRASH_LOADED),
+  Command.ARM_WATCHDOG: (_IB700_ENABLE, _AT_ONCE),
+}
+
+#: Has the BIOS read the first sector of the first hard disk, and leaves bx
+_READ_SECTOR = (
+  "53"  # push bx
+  "31c08ec0"  # es = 0
+  "bb0090"  # mov bx, 0x9000: where to
+  "b80102"  # mov ax, 0x0201: read one sector
+  "b90100"  # mov cx, 1: cylinder 0, sector 1
+  "ba8000"  # mov dx, 0x80: head 0, first hard disk
+  "cd13"  # int 0x13
+  "5b"  # pop bx
+)
 
 
 class _Assembler:
@@ -178,17 +211,15 @@ def _program() -> bytes:
     asm.jump_if_read(command.value[0], command.name)
   asm.jump("wait")
 
-  asm.label(Command.POWER_OFF.name)
-  asm.write_word(_PM1_CONTROL, _SLEEP_OFF)
-  asm.jump("wait")
+  for command, (port, value) in _WORDS.items():
+    asm.label(command.name)
+    asm.write_word(port, value)
+    asm.jump("wait")
 
-  asm.label(Command.HIBERNATE.name)
-  asm.write_word(_PM1_CONTROL, _SLEEP_TO_DISK)
-  asm.jump("wait")
-
-  asm.label(Command.RESET.name)
-  asm.write(_KEYBOARD_CONTROLLER, _PULSE_RESET_LINE)
-  asm.jump("wait")
+  for command, (port, value) in _BYTES.items():
+    asm.label(command.name)
+    asm.write(port, value)
+    asm.jump("wait")
 
   asm.label(Command.TRIPLE_FAULT.name)
   # With an interrupt table of length zero the processor can serve neither the
@@ -197,8 +228,8 @@ def _program() -> bytes:
   asm.code += struct.pack("<H", _LOAD_ADDRESS + _ZEROS)
   asm.put("cc")  # int3
 
-  asm.label(Command.PANIC.name)
-  asm.write(_PVPANIC, _PANICKED)
+  asm.label(Command.READ_DISK.name)
+  asm.put(_READ_SECTOR)
   asm.jump("wait")
 
   asm.label(Command.IGNORE_BUTTON.name)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import collections.abc
 import dataclasses
+import json
 import signal
 
 from kvmd_log import Outcome
@@ -29,6 +30,10 @@ QUIT = Outcome("administrator", "host-qmp-quit")
 HOST_RESET = Outcome("administrator", "host-qmp-system-reset")
 REBOOT = Outcome("guest reboot", "guest-reset")
 PANIC = Outcome("guest panic", "guest-panic")
+CRASHED = Outcome("guest panic", "guest-shutdown after panic")
+HIBERNATED = Outcome("user", "guest-shutdown, hibernated")
+WATCHDOG = Outcome("other", "watchdog poweroff")
+WATCHDOG_POWERDOWN = Outcome("other", "guest-shutdown after watchdog")
 KILLED = Outcome("killed or crashed", "no SHUTDOWN")
 UNHEARD = Outcome("unknown", "ended before the daemon was attached")
 
@@ -44,6 +49,8 @@ class Ending:
   machine: qemu.Machine = qemu.PLAIN
   #: The verdict by the rule that looks at the sequence of events only
   by_sequence: str = USER.verdict
+  #: What else is said of it in the log
+  remark: str = ""
 
 
 # The steps that the endings consist of
@@ -79,7 +86,17 @@ def ignored_powerdown(machine: qemu.Qemu) -> None:
   """The guest sees that the power button was pressed, and goes on."""
   machine.user(Command.IGNORE_BUTTON)
   machine.powerdown()
+  expect_button(machine)
+
+
+def expect_button(machine: qemu.Qemu) -> None:
+  """The guest sees that the power button was pressed."""
   machine.expect(boot_sector.BUTTON)
+
+
+def read_disk(machine: qemu.Qemu) -> None:
+  """The guest reads its disk, and may not come to say more."""
+  machine.tell(Command.READ_DISK.value)
 
 
 def up_again(machine: qemu.Qemu) -> None:
@@ -112,6 +129,29 @@ _NO_REBOOT = qemu.Machine(no_reboot=True)
 _NO_SHUTDOWN = qemu.Machine(no_shutdown=True)
 _PVPANIC = qemu.Machine(pvpanic=True)
 
+#: A disk that cannot be read, and stops the guest then
+BAD_DISK = qemu.Machine(
+  extra=(
+    "-blockdev",
+    json.dumps(
+      {
+        "driver": "blkdebug",
+        "node-name": "bad",
+        "image": {"driver": "null-co", "size": 1 << 20},
+        "inject-error": [{"event": "none", "iotype": "read", "errno": 5}],
+      }
+    ),
+    "-device",
+    "ide-hd,drive=bad,rerror=stop",
+  )
+)
+
+
+def watched(action: str) -> qemu.Machine:
+  """A machine with a watchdog."""
+  return qemu.Machine(extra=("-device", "ib700", "-watchdog-action", action))
+
+
 _ADMINISTRATOR = POWERDOWN.verdict
 _UNSAID = KILLED.verdict
 
@@ -141,7 +181,81 @@ SHOWN = (
 
 #: The others
 FURTHER = (
-  Ending("user hibernates", USER, user(Command.HIBERNATE)),
+  Ending("user hibernates", HIBERNATED, user(Command.HIBERNATE)),
+  Ending(
+    "watchdog=poweroff",
+    WATCHDOG,
+    user(Command.ARM_WATCHDOG),
+    watched("poweroff"),
+    by_sequence=WATCHDOG.verdict,
+  ),
+  Ending(
+    "watchdog=shutdown, obeyed",
+    WATCHDOG_POWERDOWN,
+    user(Command.ARM_WATCHDOG),
+    watched("shutdown"),
+    by_sequence=_ADMINISTRATOR,
+  ),
+  Ending(
+    "watchdog=shutdown ignored, then user powers off",
+    WATCHDOG_POWERDOWN,
+    steps(
+      user(Command.IGNORE_BUTTON),
+      user(Command.ARM_WATCHDOG),
+      expect_button,
+      _powers_off,
+    ),
+    watched("shutdown"),
+    by_sequence=_ADMINISTRATOR,
+  ),
+  Ending(
+    "watchdog=shutdown ignored, then powerdown obeyed",
+    POWERDOWN,
+    steps(
+      user(Command.IGNORE_BUTTON),
+      user(Command.ARM_WATCHDOG),
+      expect_button,
+      user(Command.OBEY_BUTTON),
+      _powerdown,
+    ),
+    watched("shutdown"),
+    by_sequence=_ADMINISTRATOR,
+  ),
+  Ending(
+    "watchdog=reset, then user powers off",
+    USER,
+    steps(user(Command.ARM_WATCHDOG), up_again, _powers_off),
+    watched("reset"),
+  ),
+  Ending(
+    "watchdog=pause, kill -TERM",
+    SIGNAL,
+    steps(user(Command.ARM_WATCHDOG), event("STOP"), _term),
+    watched("pause"),
+    by_sequence=_ADMINISTRATOR,
+    remark="stopped by its watchdog",
+  ),
+  Ending(
+    "crash kernel powers off",
+    CRASHED,
+    steps(user(Command.LOAD_CRASH_KERNEL), _powers_off),
+    _PVPANIC,
+    remark="guest panicked and loaded its crash kernel",
+  ),
+  Ending(
+    "crash kernel reboots, then user powers off",
+    USER,
+    steps(user(Command.LOAD_CRASH_KERNEL), _resets, up_again, _powers_off),
+    _PVPANIC,
+  ),
+  Ending(
+    "disk fails, QMP quit",
+    QUIT,
+    steps(read_disk, event("BLOCK_IO_ERROR"), event("STOP"), _quit),
+    BAD_DISK,
+    by_sequence=_ADMINISTRATOR,
+    remark="stopped by an I/O error: read of bad: Input/output error",
+  ),
   Ending("kill -INT", SIGNAL, send(signal.SIGINT)),
   Ending("kill -HUP", SIGNAL, send(signal.SIGHUP)),
   Ending(
@@ -260,6 +374,7 @@ FURTHER = (
     steps(user(Command.PANIC), event("GUEST_PANICKED"), event("STOP"), _quit),
     qemu.Machine(no_shutdown=True, pvpanic=True),
     by_sequence=_ADMINISTRATOR,
+    remark="guest panicked",
   ),
   # It may also be started again; then it has not gone down any more
   Ending(

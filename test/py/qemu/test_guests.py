@@ -72,6 +72,35 @@ def _words(data: qemu.Message) -> list[str]:
       ["GUEST_PANICKED poweroff", "SHUTDOWN guest-panic"],
     ),
     (
+      Machine(pvpanic=True),
+      endings.steps(
+        endings.user(Command.LOAD_CRASH_KERNEL),
+        endings.user(Command.POWER_OFF),
+      ),
+      ["GUEST_CRASHLOADED run", "SHUTDOWN guest-shutdown"],
+    ),
+    (
+      endings.watched("poweroff"),
+      endings.user(Command.ARM_WATCHDOG),
+      ["WATCHDOG poweroff"],
+    ),
+    (
+      endings.watched("shutdown"),
+      endings.user(Command.ARM_WATCHDOG),
+      ["WATCHDOG shutdown", "POWERDOWN", "SHUTDOWN guest-shutdown"],
+    ),
+    (
+      endings.BAD_DISK,
+      endings.steps(
+        endings.read_disk, endings.event("STOP"), endings.admin("quit")
+      ),
+      [
+        "BLOCK_IO_ERROR stop Input/output error",
+        "STOP",
+        "SHUTDOWN host-qmp-quit",
+      ],
+    ),
+    (
       Machine(),
       endings.admin("system_powerdown"),
       ["POWERDOWN", "SHUTDOWN guest-shutdown"],
@@ -92,6 +121,10 @@ def _words(data: qemu.Message) -> list[str]:
     "reset",
     "triple fault",
     "panic",
+    "crash kernel",
+    "watchdog ends QEMU",
+    "watchdog presses the power button",
+    "disk fails",
     "powerdown",
     "second powerdown",
   ],

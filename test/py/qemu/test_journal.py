@@ -50,7 +50,8 @@ def _files(stage: Stage, name: str) -> set[str]:
 def _check(stage: Stage, daemon: Daemon, name: str, right: Outcome) -> None:
   """Checks the only verdict, and that just the right file is left."""
   assert daemon.wait_outcome(name) == right
-  left = {".shutdown"} if right == endings.USER else set()
+  is_user = right.verdict == endings.USER.verdict
+  left = {".shutdown"} if is_user else set()
   lifetime.wait_until(
     lambda: _files(stage, name) == left, f"files of {name} to be {left}"
   )

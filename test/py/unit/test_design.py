@@ -28,10 +28,11 @@ _DOCUMENTS = [
 _IMPORTS = {
   "__init__": "",
   "core.__init__": "",
-  "core.digest": "core.lifecycle",
+  "core.digest": "core.events core.lifecycle",
+  "core.events": "",
   "core.following": "",
   "core.history_line": "core.lifecycle",
-  "core.lifecycle": "",
+  "core.lifecycle": "core.events",
   "core.marks": "core.lifecycle",
   "core.qmp": "",
   "core.quota": "",

@@ -8,9 +8,16 @@ from __future__ import annotations
 import json
 
 import pytest
-from ganeti.kvmd.core import digest, lifecycle
+from ganeti.kvmd.core import digest, events, lifecycle
 from ganeti.kvmd.core.lifecycle import Rule
-from histories import HISTORIES
+from histories import (
+  BARK,
+  HISTORIES,
+  MEMORY_FATAL,
+  POWERDOWN,
+  WATCHDOG_PAUSE,
+  WATCHDOG_POWEROFF,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -41,6 +48,12 @@ def test_essence_leads_to_the_same_whatever_comes_after_it(rule):
       short.receive(name, data, 0.0)
     assert short.powerdown == whole.powerdown
     assert short.announced == whole.announced
+    assert short.remarks == whole.remarks
+    for name, data in after:
+      whole.receive(name, data, 0.0)
+      short.receive(name, data, 0.0)
+    assert short.remarks == whole.remarks
+    assert short.powerdown == whole.powerdown
 
   check()
 
@@ -51,7 +64,7 @@ def test_essence_is_short(histories):
   for history in histories:
     for name, data in history:
       essence.receive(name, data, 0.0)
-      assert len(essence.events) <= 5
+      assert len(essence.events) <= digest.MAX_EVENTS == 15
 
 
 def test_essence_of_an_essence_is_itself():
@@ -78,25 +91,84 @@ def test_essence_of_an_essence_is_itself():
     {"reason": ["x" * 1000] * 1000},
     {"guest": {str(number): number for number in range(10000)}},
     {"reason": "guest-shutdown", "guest": True, "more": "x" * 10**6},
+    {"action": "shutdown", "more": "x" * 10**6},
+    {"action": "x" * 10**6},
+    {"action": "stop", "device": ["x"] * 10**6, "node-name": "x" * 10**6},
+    {"action": "stop", "reason": {"type": "x" * 10**6}},
+    {"action": "fatal", "recipient": ["hypervisor"] * 10**6},
+    {"info": "x" * 10**6},
+    {"info": ["x" * 10**6]},
+    {"info": {str(number): number for number in range(10000)}},
+    {"info": {"type": "x" * 10**6, "arg1": 10**3000, "arg2": {"arg1": {}}}},
+    {"info": {"arg1": -1, "arg2": 0.5, "arg3": float("inf"), "arg4": [[[]]]}},
+    {"info": {"type": True, "reason": "\ud800", "core": 2**64 - 1}},
   ],
-  ids=range(4),
+  ids=range(15),
 )
 def test_essence_of_hostile_data_is_small_and_the_same(data):
-  essence = digest.Essence([])
-  essence.receive("SHUTDOWN", data, 0.0)
-  assert len(json.dumps(essence.events)) < 1000
-  for rule in Rule:
-    kept = [(event.name, event.data) for event in essence.events]
-    assert outcome(kept, rule) == outcome([("SHUTDOWN", data)], rule)
+  for name in lifecycle.EVENTS:
+    essence = digest.Essence([])
+    essence.receive(name, data, 0.0)
+    kept = digest.parse(digest.Digest(1, 2, "", essence.events).encode()).events
+    assert len(json.dumps(kept)) < 1000
+    for rule in Rule:
+      whole = lifecycle.Lifecycle(rule)
+      whole.receive(name, data, 0.0)
+      short = lifecycle.Lifecycle(rule)
+      for event in kept:
+        short.receive(event.name, event.data, event.at)
+      assert short.outcome == whole.outcome
+      assert short.remarks == whole.remarks
+
+
+# What a version wrote that knew of fewer events, and what that means.
+OLD_DIGESTS = [
+  ([], "killed or crashed"),
+  ([["RESET", {}, 5.0], ["POWERDOWN", {}, 6.0]], "administrator"),
+  ([["STOP", {}, 5.0]], "user"),
+  (
+    [
+      ["STOP", {}, 5.0],
+      ["SHUTDOWN", {"guest": False, "reason": "host-signal"}, 6.0],
+      ["SHUTDOWN", {"guest": True, "reason": "guest-panic"}, 7.0],
+    ],
+    "guest panic",
+  ),
+]
+
+
+@pytest.mark.parametrize(("kept", "expected"), OLD_DIGESTS)
+def test_digest_of_the_version_before(kept, expected):
+  found = digest.parse(json.dumps([1, 2, "7.2.19", kept]).encode("ascii"))
+  essence = digest.Essence(found.events)
+  if expected in ("administrator", "user"):
+    data = {"guest": True, "reason": "guest-shutdown"}
+    essence.receive("SHUTDOWN", data, 8.0)
+  events = [(event.name, event.data) for event in essence.events]
+  assert outcome(events, Rule.CAUSE).verdict.value == expected
+
+
+def test_digest_of_a_later_version():
+  """What means nothing to us stays, and does no harm."""
+  later = digest.Kept("GUEST_TELEPORTED", {"to": "node2"}, 5.0)
+  essence = digest.Essence([later])
+  essence.receive("RESET", {}, 6.0)
+  assert essence.events == [later, digest.Kept("RESET", {}, 6.0)]
 
 
 TIMED = st.lists(
   st.tuples(
-    st.sampled_from(sorted(lifecycle.EVENTS)),
+    st.sampled_from(sorted(events.KINDS)),
     st.integers(1, 9),
   ),
   max_size=9,
 ).map(lambda events: sorted(events, key=lambda event: event[1]))
+
+
+def of_kind(kind):
+  name, _, action = kind.partition(" ")
+  data = {"guest": True, "reason": "guest-shutdown", "recipient": "hypervisor"}
+  return name, {**data, "action": action or "stop"}
 
 
 @given(TIMED, TIMED, st.none() | st.integers(1, 9), st.sampled_from(Rule))
@@ -107,13 +179,14 @@ def test_essence_leads_to_the_same_whenever_the_mark_was_made(
   short = lifecycle.Lifecycle(rule)
   whole.marked = short.marked = marked
   essence = digest.Essence([])
-  data = {"guest": True, "reason": "guest-shutdown"}
-  for name, at in before:
+  for kind, at in before:
+    name, data = of_kind(kind)
     whole.receive(name, data, at)
     essence.receive(name, data, at)
   for event in essence.events:
     short.receive(event.name, event.data, event.at)
-  for name, at in after:
+  for kind, at in after:
+    name, data = of_kind(kind)
     whole.receive(name, data, at)
     short.receive(name, data, at)
     assert short.outcome == whole.outcome
@@ -129,10 +202,21 @@ def test_digest_is_read_as_it_was_written(position):
 
 def test_longest_digest_has_room():
   essence = digest.Essence([])
-  data = {"guest": None, "reason": "\U0001f600" * 1000}
-  for name in ["RESET", "POWERDOWN", "STOP", "SHUTDOWN", "SHUTDOWN"]:
+  text = "\U0001f600" * 1000
+  shutdown = ("SHUTDOWN", {"guest": None, "reason": text})
+  info = dict.fromkeys(events.PANIC_INFO, text)
+  fields = ("device", "node-name", "qom-path", "operation", "reason")
+  for name, data in [
+    *(("RESET", {}), ("STOP", {}), ("SUSPEND_DISK", {})),
+    *(BARK, POWERDOWN, BARK, MEMORY_FATAL, WATCHDOG_POWEROFF, WATCHDOG_PAUSE),
+    *(shutdown, shutdown),
+    ("MEMORY_FAILURE", {"recipient": text, "action": text}),
+    ("GUEST_PANICKED", {"info": info}),
+    ("GUEST_CRASHLOADED", {"info": info}),
+    ("BLOCK_IO_ERROR", {"action": "stop", **dict.fromkeys(fields, text)}),
+  ]:
     essence.receive(name, data, 1795438800.123456)
-  assert len(essence.events) == 5
+  assert len(essence.events) == digest.MAX_EVENTS
   longest = digest.Digest(
     2**64, 2**64, "1000000.1000000.1000000", essence.events
   )

@@ -12,15 +12,26 @@ from ganeti.kvmd.core import lifecycle, qmp
 from ganeti.kvmd.core.lifecycle import Rule, Verdict
 from histories import (
   BARE,
+  BARK,
+  CRASHLOADED,
+  HIBERNATE,
   HISTORIES,
+  IGNORED,
+  IO_ERROR,
+  MEMORY_FATAL,
+  MEMORY_INJECT,
+  PANIC,
   POWERDOWN,
   RESET,
   RESUME,
   SIGNAL,
   STOP,
+  STOP_CODE,
   TABLE,
   UNRELATED,
   USER,
+  WATCHDOG_PAUSE,
+  WATCHDOG_POWEROFF,
   judge,
 )
 from hypothesis import given
@@ -319,3 +330,145 @@ def test_mark_after_a_reset_without_a_time():
   life.marked = 0.5
   life.receive(*USER, 0.0)
   assert life.outcome.verdict is Verdict.ADMINISTRATOR
+
+
+BLUE = "guest panicked: hyper-v 0xd1 0x28 0x2 0x0 ?"
+CRASH = "guest panicked and loaded its crash kernel"
+PAUSED = "stopped by its watchdog"
+FAILED = "memory failure of guest: inject"
+FULL = "stopped by an I/O error: write of disk0: No space left on device"
+
+# What was said besides; verdict and cause; the remarks.
+BESIDES = [
+  # The watchdog ends QEMU, or would.
+  ([WATCHDOG_POWEROFF], "other (watchdog poweroff)", []),
+  ([POWERDOWN, WATCHDOG_POWEROFF], "other (watchdog poweroff)", []),
+  ([USER, STOP, WATCHDOG_POWEROFF], "user (guest-shutdown)", []),
+  ([WATCHDOG_POWEROFF, SIGNAL], "other (watchdog poweroff)", []),
+  ([WATCHDOG_POWEROFF, RESET], "killed or crashed (no SHUTDOWN)", []),
+  ([WATCHDOG_POWEROFF, RESUME], "killed or crashed (no SHUTDOWN)", []),
+  # It presses the power button.
+  ([BARK, POWERDOWN, USER], "other (guest-shutdown after watchdog)", []),
+  ([BARK, POWERDOWN, SIGNAL], "administrator (host-signal)", []),
+  ([BARK, POWERDOWN], "killed or crashed (no SHUTDOWN)", []),
+  ([BARK, POWERDOWN, RESET, USER], "user (guest-shutdown)", []),
+  ([BARK, RESET, USER], "user (guest-shutdown)", []),
+  (
+    [BARK, POWERDOWN, STOP, RESUME, USER],
+    "other (guest-shutdown after watchdog)",
+    [],
+  ),
+  (
+    [BARK, POWERDOWN, BARK, POWERDOWN, USER],
+    "other (guest-shutdown after watchdog)",
+    [],
+  ),
+  # An administrator did so as well.
+  (
+    [POWERDOWN, BARK, POWERDOWN, USER],
+    "administrator (guest-shutdown after powerdown)",
+    [],
+  ),
+  (
+    [BARK, POWERDOWN, POWERDOWN, USER],
+    "administrator (guest-shutdown after powerdown)",
+    [],
+  ),
+  # It pauses the guest.
+  ([WATCHDOG_PAUSE, STOP, SIGNAL], "administrator (host-signal)", [PAUSED]),
+  ([WATCHDOG_PAUSE, STOP, RESUME, USER], "user (guest-shutdown)", []),
+  ([WATCHDOG_PAUSE, STOP, RESET, USER], "user (guest-shutdown)", [PAUSED]),
+  # The guest's system broke down.
+  ([PANIC, reason("guest-panic")], "guest panic (guest-panic)", []),
+  ([STOP_CODE, reason("guest-panic")], "guest panic (guest-panic)", [BLUE]),
+  ([STOP_CODE, PANIC, SIGNAL], "administrator (host-signal)", [BLUE]),
+  ([PANIC, STOP, SIGNAL], "administrator (host-signal)", ["guest panicked"]),
+  ([PANIC], "killed or crashed (no SHUTDOWN)", ["guest panicked"]),
+  ([PANIC, USER], "guest panic (guest-shutdown after panic)", []),
+  ([PANIC, RESET, USER], "user (guest-shutdown)", []),
+  (
+    [STOP_CODE, STOP, RESUME, USER],
+    "guest panic (guest-shutdown after panic)",
+    [BLUE],
+  ),
+  ([CRASHLOADED, USER], "guest panic (guest-shutdown after panic)", [CRASH]),
+  ([CRASHLOADED, RESET, USER], "user (guest-shutdown)", []),
+  ([USER, STOP, CRASHLOADED], "user (guest-shutdown)", [CRASH]),
+  (
+    [CRASHLOADED, POWERDOWN, USER],
+    "administrator (guest-shutdown after powerdown)",
+    [CRASH],
+  ),
+  # It hibernates.
+  ([HIBERNATE, USER], "user (guest-shutdown, hibernated)", []),
+  ([HIBERNATE, guest_only(True)], "user (guest-shutdown, hibernated)", []),
+  ([HIBERNATE], "killed or crashed (no SHUTDOWN)", []),
+  ([HIBERNATE, SIGNAL], "administrator (host-signal)", []),
+  ([HIBERNATE, RESET, USER], "user (guest-shutdown)", []),
+  ([HIBERNATE, USER, STOP, RESET, RESUME, USER], "user (guest-shutdown)", []),
+  (
+    [POWERDOWN, HIBERNATE, USER],
+    "administrator (guest-shutdown after powerdown, hibernated)",
+    [],
+  ),
+  (
+    [BARK, POWERDOWN, HIBERNATE, USER],
+    "other (guest-shutdown after watchdog, hibernated)",
+    [],
+  ),
+  # Memory and disks fail.
+  ([MEMORY_FATAL], "other (memory failure)", []),
+  ([MEMORY_INJECT, MEMORY_FATAL], "other (memory failure)", [FAILED]),
+  ([MEMORY_INJECT], "killed or crashed (no SHUTDOWN)", [FAILED]),
+  ([MEMORY_INJECT, RESUME, USER], "user (guest-shutdown)", [FAILED]),
+  ([MEMORY_INJECT, RESET, USER], "user (guest-shutdown)", []),
+  ([USER, STOP, MEMORY_FATAL], "user (guest-shutdown)", []),
+  ([IO_ERROR, STOP, SIGNAL], "administrator (host-signal)", [FULL]),
+  ([IO_ERROR, IO_ERROR, STOP], "killed or crashed (no SHUTDOWN)", [FULL]),
+  ([IO_ERROR, STOP, RESUME, USER], "user (guest-shutdown)", []),
+  (
+    [MEMORY_INJECT, IO_ERROR, STOP, WATCHDOG_PAUSE],
+    "killed or crashed (no SHUTDOWN)",
+    [FAILED, FULL, PAUSED],
+  ),
+  ([*IGNORED, POWERDOWN], "killed or crashed (no SHUTDOWN)", []),
+]
+
+
+@pytest.mark.parametrize(("events", "expected", "remarks"), BESIDES)
+def test_what_is_said_besides(events, expected, remarks):
+  life = lifecycle.Lifecycle(Rule.CAUSE)
+  for name, data in events:
+    life.receive(name, data, 0.0)
+  verdict, cause = life.outcome
+  assert f"{verdict.value} ({cause})" == expected
+  assert life.remarks == remarks
+
+
+def test_what_the_watchdog_asked_for_waits_for_an_answer():
+  """A daemon that comes later is not to take the answer for the user's."""
+  life = lifecycle.Lifecycle(Rule.CAUSE)
+  life.receive(*BARK, 1.0)
+  assert life.powerdown is False
+  life.receive(*POWERDOWN, 1.0)
+  assert life.powerdown is True
+  life.receive(*RESET, 2.0)
+  assert life.powerdown is False
+
+
+# By the sequence of events, it is as ever.
+@pytest.mark.parametrize(
+  ("events", "expected"),
+  [
+    ([BARK, POWERDOWN, USER], "administrator (shutdown after powerdown)"),
+    ([HIBERNATE, USER], "user (shutdown)"),
+    ([CRASHLOADED, USER], "user (shutdown)"),
+    ([IO_ERROR, STOP, BARE], "administrator (shutdown while stopped)"),
+    # What needs no SHUTDOWN does not depend on how one is judged.
+    ([WATCHDOG_POWEROFF], "other (watchdog poweroff)"),
+    ([MEMORY_FATAL], "other (memory failure)"),
+  ],
+)
+def test_what_is_said_besides_by_sequence(events, expected):
+  found, cause = outcome(events, Rule.SEQUENCE)
+  assert f"{found.value} ({cause})" == expected
