@@ -151,6 +151,12 @@ class Foreground:
       if each.instance == instance
     ]
 
+  def remark(self, instance: str) -> str:
+    """What else is said of an instance in the line of its last verdict."""
+    said = f"instance {instance}: verdict "
+    last = [line for line in self.lines if said in line][-1]
+    return last.rstrip("\n").partition("; ")[2]
+
   def wait_outcome(
     self,
     instance: str,

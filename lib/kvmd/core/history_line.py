@@ -17,12 +17,12 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-  from collections.abc import Mapping
+  from collections.abc import Mapping, Sequence
   from typing import Optional, Union
 
   from ganeti.kvmd.core.lifecycle import Outcome
 
-  _Value = Union[str, int, float, bool, Mapping[str, int], None]
+  _Value = Union[str, int, float, bool, Sequence[str], Mapping[str, int], None]
 
 #: The version of the format; another one means that a field has another meaning
 #: than before.
@@ -52,6 +52,7 @@ class Ending(NamedTuple):
   @ivar heard: when the last was heard of it, likewise
   @ivar seconds: how long it lasted
   @ivar outcome: the verdict, and what it rests on
+  @ivar said: what else QEMU said on the way to it
   @ivar source: by what it was followed
   @ivar qemu: QEMU's version; "" if unknown
   @ivar process: the number of its process; 0 if unknown
@@ -67,6 +68,7 @@ class Ending(NamedTuple):
   heard: Optional[float]
   seconds: float
   outcome: Outcome
+  said: Sequence[str]
   source: str
   qemu: str
   process: int
@@ -95,6 +97,7 @@ def encode_ending(ending: Ending, node: str, now: float, exit_: str) -> bytes:
       "seconds": round(ending.seconds, 3),
       "verdict": ending.outcome.verdict.value,
       "cause": ending.outcome.cause,
+      "said": ending.said or None,
       "source": ending.source,
       "qemu": ending.qemu,
       "process": ending.process or None,

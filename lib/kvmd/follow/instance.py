@@ -20,6 +20,7 @@ from ganeti.kvmd.core.history_line import Ending
 from ganeti.kvmd.core.marks import MEANINGS, Marks
 
 if TYPE_CHECKING:
+  from collections.abc import Sequence
   from typing import Optional
 
   from ganeti.kvmd.core import qmp
@@ -223,6 +224,7 @@ class Instance:
       heard=self._heard,
       seconds=time.monotonic() - self._started,
       outcome=self.lifecycle.outcome,
+      said=self.lifecycle.remarks,
       source=self.source.value,
       qemu=self.version,
       process=self.process,
@@ -245,11 +247,12 @@ class Instance:
     if self._quota.admit_verdict(self.name, verdict.value, time.monotonic()):
       logging.log(
         _LEVELS.get(verdict, logging.INFO),
-        "instance %s: verdict %s (%s) after %.1f s%s%s",
+        "instance %s: verdict %s (%s) after %.1f s%s%s%s",
         self.name,
         verdict.value,
         ending.outcome.cause,
         ending.seconds,
+        "".join(f"; {words}" for words in ending.said),
         _date(ending),
         remark,
         stacklevel=2,

@@ -146,7 +146,10 @@ def _date(directory: ControlDirectory, name: str, date: int) -> bool:
   """
   try:
     os.utime(
-      name, ns=(time.time_ns(), date), dir_fd=directory.descriptor, follow_symlinks=False
+      name,
+      ns=(time.time_ns(), date),
+      dir_fd=directory.descriptor,
+      follow_symlinks=False,
     )
   except FileNotFoundError:
     return False

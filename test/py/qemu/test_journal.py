@@ -77,6 +77,7 @@ def test_ending(shared: tuple[Stage, Daemon], ending: Ending) -> None:
     ending.play(started)
     started.wait()
     _check(stage, daemon, started.name, ending.right)
+    assert daemon.remark(started.name) == ending.remark
 
 
 def test_daemon_that_was_away_the_whole_time(stage: Stage) -> None:

@@ -72,6 +72,7 @@ def test_ending(judge: Judge, ending: Ending) -> None:
     machine.wait()
     if judge.rule == "cause":
       _check(judge.daemon, machine.name, ending.right)
+      assert judge.daemon.remark(machine.name) == ending.remark
     else:
       verdict = judge.daemon.wait_outcome(machine.name)
       assert verdict.verdict == ending.by_sequence

@@ -52,6 +52,7 @@ class Writing:
       heard=None,
       seconds=1.0,
       outcome=USERS,
+      said=(),
       source="monitor",
       qemu="",
       process=number,

@@ -24,6 +24,7 @@ END = Ending(
   heard=None,
   seconds=89.87649,
   outcome=Outcome(Verdict.KILLED, "no SHUTDOWN"),
+  said=["guest panicked"],
   source="journal",
   qemu="9.8.7",
   process=4711,
@@ -32,7 +33,7 @@ END = Ending(
 )
 
 NOTHING = END._replace(
-  life="", began=None, ended=None, qemu="", process=0, is_marked=False
+  life="", said=(), began=None, ended=None, qemu="", process=0, is_marked=False
 )
 
 
@@ -55,6 +56,7 @@ def test_end():
     "seconds": 89.876,
     "verdict": "killed or crashed",
     "cause": "no SHUTDOWN",
+    "said": ["guest panicked"],
     "source": "journal",
     "qemu": "9.8.7",
     "process": 4711,

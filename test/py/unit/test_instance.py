@@ -19,6 +19,7 @@ from ganeti.kvmd.core.qmp import Event
 from ganeti.kvmd.follow import instance as module
 from ganeti.kvmd.follow.instance import Instance, Told
 from ganeti.kvmd.node.ctrldir import Life
+from histories import PANIC, WATCHDOG_PAUSE
 
 NOW = time.time_ns()
 LIFE = Life(7, NOW)
@@ -34,6 +35,7 @@ def ending(outcome, seconds, **others):
     heard=None,
     seconds=seconds,
     outcome=outcome,
+    said=[],
     source="monitor",
     qemu="",
     process=0,
@@ -284,6 +286,17 @@ def test_end_that_became_known_later(web1, lines, dates, said):
 def test_end_that_became_known_at_once(web1, lines):
   web1.report(ending(lifecycle.UNHEARD, 1.0, ended=time.time()))
   assert lines()[0].endswith(" after 1.0 s")
+
+
+def test_verdict_line_has_what_else_was_said(web1, lines):
+  web1.begin(LIFE)
+  web1.meet()
+  web1.receive(Event(*PANIC))
+  web1.receive(Event(*WATCHDOG_PAUSE))
+  web1.report(web1.end(), "; and so on")
+  assert lines()[-1].endswith(
+    " s; guest panicked; stopped by its watchdog; and so on"
+  )
 
 
 def test_complaint_is_said_once(web1, lines, caplog):
