@@ -37,6 +37,7 @@ _IMPORTS = {
   "core.qmp": "",
   "core.quota": "",
   "core.session": "core.lifecycle core.qmp",
+  "core.text": "",
   "core.timers": "",
   "core.timing": "",
   "daemon": "core.lifecycle core.quota core.timing follow.history"
