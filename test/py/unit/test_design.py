@@ -103,6 +103,7 @@ _IMPORTS = {
   "node.journal_files": "core.digest core.qmp node.ctrldir node.own_files"
   " node.space",
   "node.journal_space": "node.journal_files",
+  "node.last_words": "core.text node.own_files",
   "node.lockfile": "node.own_files",
   "node.mark_files": "core.marks node.ctrldir node.own_files",
   "node.own_files": "",
