@@ -110,6 +110,7 @@ _IMPORTS = {
   "node.place": "core.lifecycle core.timing node.ctrldir node.lockfile"
   " node.rule_file node.watch",
   "node.processes": "",
+  "node.reason_trail": "core.text node.own_files",
   "node.rule_file": "node.ctrldir node.own_files",
   "node.space": "",
   "node.ssconf": "",
