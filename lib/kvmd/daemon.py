@@ -25,6 +25,7 @@ from ganeti.kvmd.follow.shared import Shared
 from ganeti.kvmd.follow.table import Table
 from ganeti.kvmd.follow.verdicts import Verdicts
 from ganeti.kvmd.node import exits
+from ganeti.kvmd.node.evidence import Directories
 from ganeti.kvmd.node.history_files import HistoryFiles
 from ganeti.kvmd.node.place import Place
 from ganeti.kvmd.node.processes import Processes
@@ -46,6 +47,7 @@ class Settings(NamedTuple):
   @ivar timing: how often it does what
   @ivar history: the file in which the ends of instances are written down; None
     for none
+  @ivar directories: where more may be known of an end
 
   """
 
@@ -54,6 +56,7 @@ class Settings(NamedTuple):
   rule: lifecycle.Rule
   timing: Timing = Timing()
   history: Optional[str] = None
+  directories: Directories = Directories()
 
 
 class Daemon:
@@ -78,6 +81,7 @@ class Daemon:
       None if settings.history is None else HistoryFiles(settings.history),
       os.uname().nodename,
       settings.timing,
+      settings.directories,
     )
     # When it may be said again that the kernel did not tell of all ends.
     self._next_regret = 0.0

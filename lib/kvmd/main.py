@@ -22,6 +22,7 @@ from ganeti import kvmd
 from ganeti.kvmd import daemon
 from ganeti.kvmd.core import lifecycle, marks, timing
 from ganeti.kvmd.node import ctrldir, lockfile
+from ganeti.kvmd.node.evidence import Directories
 from ganeti.kvmd.process import detach, logs, pidfile, signals
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class Files(NamedTuple):
   @ivar pid: the pidfile; None for none
   @ivar log: the log file; None for none
   @ivar history: the file of the history; None for none
+  @ivar evidence: where more may be known of how an instance ended
 
   """
 
@@ -62,6 +64,7 @@ class Files(NamedTuple):
   pid: Optional[str]
   log: Optional[str]
   history: Optional[str]
+  evidence: Directories = Directories()
 
 
 def _suffix(text: str) -> str:
@@ -213,6 +216,7 @@ def _find_files(options: argparse.Namespace) -> Files:
     os.path.join(pathutils.RUN_DIR, constants.KVMD + ".pid"),
     constants.DAEMONS_LOGFILES[constants.KVMD],
     os.path.join(pathutils.LOG_DIR, *_HISTORY),
+    Directories(pathutils.LOG_KVM_DIR, pathutils.INSTANCE_REASON_DIR),
   )
 
 
@@ -303,6 +307,7 @@ def _start(options: argparse.Namespace, files: Files) -> daemon.Daemon:
         rule=lifecycle.Rule(options.rule),
         timing=timing.Timing(rescan=options.rescan_interval),
         history=files.history,
+        directories=files.evidence,
       )
     )
   except lockfile.LockedError as err:

@@ -14,6 +14,7 @@ from ganeti.kvmd.core.timing import Timing
 from ganeti.kvmd.follow.history import History
 from ganeti.kvmd.follow.shared import Shared
 from ganeti.kvmd.follow.verdicts import Verdicts
+from ganeti.kvmd.node.evidence import Directories
 from ganeti.kvmd.node.processes import Processes
 
 #: The number of a process that nobody looks at.
@@ -78,4 +79,4 @@ class Line:
 
 def no_history():
   """Returns a history that nobody writes down."""
-  return History(None, "node1", Timing())
+  return History(None, "node1", Timing(), Directories())

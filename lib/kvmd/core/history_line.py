@@ -16,13 +16,24 @@ import json
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
+from ganeti.kvmd.core import text
+
 if TYPE_CHECKING:
   from collections.abc import Mapping, Sequence
   from typing import Optional, Union
 
   from ganeti.kvmd.core.lifecycle import Outcome
 
-  _Value = Union[str, int, float, bool, Sequence[str], Mapping[str, int], None]
+  _Value = Union[
+    str,
+    int,
+    float,
+    bool,
+    Sequence[str],
+    Mapping[str, int],
+    Mapping[str, Union[str, int]],
+    None,
+  ]
 
 #: The version of the format; another one means that a field has another meaning
 #: than before.
@@ -57,6 +68,11 @@ class Ending(NamedTuple):
   @ivar qemu: QEMU's version; "" if unknown
   @ivar process: the number of its process; 0 if unknown
   @ivar is_marked: whether an administrator was about to stop it
+  @ivar words: what QEMU wrote last to its log file; "" if nothing is known
+  @ivar telling: the line of it that tells most
+  @ivar is_overwritten: whether a later life has written there since
+  @ivar asked: what Ganeti was asked to do that ended it; empty if nothing is
+    known
   @ivar is_new: whether no daemon but this one can know of it
 
   """
@@ -74,6 +90,10 @@ class Ending(NamedTuple):
   process: int
   is_marked: bool
   is_new: bool
+  words: str = ""
+  telling: str = ""
+  is_overwritten: bool = False
+  asked: Mapping[str, Union[str, int]] = {}
 
 
 def encode_ending(ending: Ending, node: str, now: float, exit_: str) -> bytes:
@@ -91,9 +111,9 @@ def encode_ending(ending: Ending, node: str, now: float, exit_: str) -> bytes:
     now,
     {
       "life": ending.life,
-      "began": _time(ending.began),
-      "ended": _time(ending.ended),
-      "heard": _time(ending.heard),
+      "began": written_out(ending.began),
+      "ended": written_out(ending.ended),
+      "heard": written_out(ending.heard),
       "seconds": round(ending.seconds, 3),
       "verdict": ending.outcome.verdict.value,
       "cause": ending.outcome.cause,
@@ -103,6 +123,9 @@ def encode_ending(ending: Ending, node: str, now: float, exit_: str) -> bytes:
       "process": ending.process or None,
       "exit": exit_,
       "marked": ending.is_marked or None,
+      "asked": ending.asked or None,
+      "last_words": ending.words,
+      "overwritten": ending.is_overwritten or None,
     },
   )
 
@@ -128,7 +151,7 @@ def _encode(
 ) -> bytes:
   known = {
     "version": VERSION,
-    "time": _time(now),
+    "time": written_out(now),
     "node": node,
     "instance": instance,
     **fields,
@@ -138,18 +161,23 @@ def _encode(
     for name, value in known.items()
     if value is not None and value != ""
   }
-  text = _ENCODER.encode(content)
+  line = _ENCODER.encode(content)
   # Most need no cleaning, which would take as long again.
-  if len(text) > MAX_TEXT or "\\" in text or not text.isprintable():
+  if len(line) > MAX_TEXT or "\\" in line or not line.isprintable():
     for name, value in content.items():
       if isinstance(value, str):
-        content[name] = _clean(value)
-    text = _ENCODER.encode(content)
-  return text.encode() + b"\n"
+        content[name] = text.escape(value, MAX_TEXT)
+    line = _ENCODER.encode(content)
+  return line.encode() + b"\n"
 
 
-def _time(seconds: Optional[float]) -> Optional[str]:
-  """Writes a time out, in UTC; what a calendar has not is not known."""
+def written_out(seconds: Optional[float]) -> Optional[str]:
+  """Writes a time out, in UTC and milliseconds.
+
+  @param seconds: since the epoch
+  @return: None if it is not known, or no calendar has it
+
+  """
   if seconds is None or not 0.0 <= seconds <= _LAST_TIME:
     return None
   whole = int(seconds)
@@ -160,13 +188,3 @@ def _time(seconds: Optional[float]) -> Optional[str]:
 def _date(second: int) -> str:
   """Writes a second out, which many ends at once have in common."""
   return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-
-
-def _clean(text: str) -> str:
-  """Makes any text one that can be shown, and that is not too long."""
-  if len(text) <= MAX_TEXT and text.isprintable():
-    return text
-  return "".join(
-    each if each.isprintable() else ascii(each)[1:-1]
-    for each in text[:MAX_TEXT]
-  )[:MAX_TEXT]

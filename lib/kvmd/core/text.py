@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 _CUT = "..."
 
 
@@ -20,12 +22,10 @@ def escape(text: str, limit: int) -> str:
   pieces = [_escape(character) for character in text[: limit + 1]]
   if sum(map(len, pieces)) <= limit:
     return "".join(pieces)
-  shown = ""
-  for piece in pieces:
-    if len(shown + piece + _CUT) > limit:
-      break
-    shown += piece
-  return shown + _CUT
+  room = limit - len(_CUT)
+  ends = itertools.accumulate(map(len, pieces))
+  kept = [piece for piece, end in zip(pieces, ends) if end <= room]
+  return "".join(kept) + _CUT
 
 
 def _escape(character: str) -> str:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ganeti.kvmd.core.history_line import encode_ending, encode_more
 from ganeti.kvmd.core.lifecycle import UNANNOUNCED
+from ganeti.kvmd.node import evidence
 
 if TYPE_CHECKING:
   from collections.abc import Mapping
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
   from ganeti.kvmd.core.history_line import Ending
   from ganeti.kvmd.core.timing import Timing
+  from ganeti.kvmd.node.evidence import Directories
   from ganeti.kvmd.node.history_files import HistoryFiles
 
 #: So many lines are kept that cannot be written just now.
@@ -69,17 +71,23 @@ class History:
   """
 
   def __init__(
-    self, files: Optional[HistoryFiles], node: str, timing: Timing
+    self,
+    files: Optional[HistoryFiles],
+    node: str,
+    timing: Timing,
+    directories: Directories,
   ) -> None:
     """Has nothing to write yet.
 
     @param files: where to; None for nowhere
     @param node: the name of this node
+    @param directories: where more may be known of an end
 
     """
     self._files = files
     self._node = node
     self._timing = timing
+    self._directories = directories
     self.hears_exits = False
     # By the numbers of their processes, in the order of their deadlines.
     self._waiting: collections.OrderedDict[int, _Waiting] = (
@@ -111,6 +119,10 @@ class History:
     for waiting in self._waiting.values():
       return waiting.deadline
     return float("inf")
+
+  def complete(self, ending: Ending) -> Ending:
+    """Adds to what is known of an end what can be found out now."""
+    return evidence.add(ending, self._directories)
 
   def note(self, ending: Ending) -> None:
     """Has an end written down."""

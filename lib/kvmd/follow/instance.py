@@ -20,7 +20,7 @@ from ganeti.kvmd.core.history_line import Ending
 from ganeti.kvmd.core.marks import MEANINGS, Marks
 
 if TYPE_CHECKING:
-  from collections.abc import Sequence
+  from collections.abc import Iterator
   from typing import Optional
 
   from ganeti.kvmd.core import qmp
@@ -245,15 +245,15 @@ class Instance:
     """
     verdict = ending.outcome.verdict
     if self._quota.admit_verdict(self.name, verdict.value, time.monotonic()):
+      ending = self._history.complete(ending)
       logging.log(
         _LEVELS.get(verdict, logging.INFO),
-        "instance %s: verdict %s (%s) after %.1f s%s%s%s",
+        "instance %s: verdict %s (%s) after %.1f s%s%s",
         self.name,
         verdict.value,
         ending.outcome.cause,
         ending.seconds,
-        "".join(f"; {words}" for words in ending.said),
-        _date(ending),
+        "".join(f"; {fact}" for fact in _facts(ending)),
         remark,
         stacklevel=2,
       )
@@ -294,12 +294,20 @@ def _begin_of(life: Life) -> float:
   return time.monotonic() - max(0.0, time.time() - life.born / 1e9)
 
 
-def _date(ending: Ending) -> str:
-  """Says when an end was that became known later."""
+def _facts(ending: Ending) -> Iterator[str]:
+  """Says what else is known of an end."""
+  yield from ending.said
   date = ending.ended or ending.heard
-  if date is None or time.time() - date < _LATE:
-    return ""
-  after = "" if ending.ended else "after "
-  return time.strftime(
-    f"; it ended {after}%Y-%m-%d %H:%M:%S %z", time.localtime(date)
-  )
+  if date is not None and time.time() - date >= _LATE:
+    after = "" if ending.ended else "after "
+    yield time.strftime(
+      f"it ended {after}%Y-%m-%d %H:%M:%S %z", time.localtime(date)
+    )
+  if ending.telling:
+    yield f"its QEMU's last words: {ending.telling}"
+  if ending.asked:
+    asked = ending.asked
+    who = asked.get("command") or asked.get("source") or "Ganeti"
+    reason = f" ({asked['reason']})" if "reason" in asked else ""
+    job = f", job {asked['job']}" if "job" in asked else ""
+    yield f"asked for by {who}{reason}{job}"

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 #: A regular file that nobody else can open, as mknod(2) makes it.
 _KIND = stat.S_IFREG | 0o600
 
+#: The clock by which the kernel dates files advances at least as often, in
+#: nanoseconds.
+_TICK = 10**8
+
 
 class Found(NamedTuple):
   """A mark that is there.
@@ -52,10 +56,7 @@ def find(
   found = directory.find(instance + mark.value)
   if found is None:
     return None
-  # Who made it says when, to the microsecond. The kernel's own date may be some
-  # milliseconds older: with that, one would come before what QEMU had said.
-  made = max(found.st_atime_ns, found.st_ctime_ns)
-  return Found(is_current=found.st_mtime_ns > life.born, at=made / 1e9)
+  return Found(is_current=found.st_mtime_ns > life.born, at=_made(found))
 
 
 def marked_at(
@@ -70,7 +71,7 @@ def marked_at(
   found = directory.find(instance + mark.value)
   if found is None or found.st_mtime_ns <= life.born:
     return None
-  return found.st_ctime_ns / 1e9
+  return _made(found)
 
 
 def is_marked(directory: ControlDirectory, mark: Mark, instance: str) -> bool:
@@ -154,6 +155,20 @@ def _date(directory: ControlDirectory, name: str, date: int) -> bool:
   except FileNotFoundError:
     return False
   return True
+
+
+def _made(found: os.stat_result) -> float:
+  """Returns when a mark was made, in seconds since the epoch.
+
+  Who makes it says so, by the clock that QEMU goes by. The kernel's own date
+  may be some milliseconds older, and before what QEMU had said by then; it is
+  taken where an earlier version of this package made the mark.
+
+  """
+  made = found.st_atime_ns
+  if abs(made - found.st_ctime_ns) > _TICK:
+    made = found.st_ctime_ns
+  return made / 1e9
 
 
 def _is_mark(found: os.stat_result) -> bool:

@@ -31,7 +31,7 @@ _IMPORTS = {
   "core.digest": "core.events core.lifecycle",
   "core.events": "",
   "core.following": "",
-  "core.history_line": "core.lifecycle",
+  "core.history_line": "core.lifecycle core.text",
   "core.lifecycle": "core.events",
   "core.marks": "core.lifecycle",
   "core.qmp": "",
@@ -41,11 +41,11 @@ _IMPORTS = {
   "core.timers": "",
   "core.timing": "",
   "daemon": "core.lifecycle core.quota core.timing follow.history"
-  " follow.lookout follow.shared follow.table follow.verdicts node.exits"
-  " node.history_files node.place node.processes process.signals",
+  " follow.lookout follow.shared follow.table follow.verdicts node.evidence"
+  " node.exits node.history_files node.place node.processes process.signals",
   "follow.__init__": "",
   "follow.history": "core.history_line core.lifecycle core.timing"
-  " node.history_files",
+  " node.evidence node.history_files",
   "follow.instance": "core.history_line core.lifecycle core.marks core.qmp"
   " core.quota follow.history node.ctrldir",
   "follow.journal_follower": "core.following core.timers follow.journal_keeper"
@@ -91,12 +91,14 @@ _IMPORTS = {
   "kvmd_setup.replacement": "kvmd_setup.records kvmd_setup.system",
   "kvmd_setup.system": "node.lockfile",
   "main": "__init__ core.lifecycle core.marks core.timing daemon node.ctrldir"
-  " node.lockfile node.ssconf process.detach process.logs process.pidfile"
-  " process.signals",
+  " node.evidence node.lockfile node.ssconf process.detach process.logs"
+  " process.pidfile process.signals",
   "node.__init__": "",
   "node.connection": "core.session node.ctrldir",
   "node.ctrldir": "core.marks node.directory_locks node.own_files",
   "node.directory_locks": "node.lockfile",
+  "node.evidence": "core.history_line core.lifecycle node.last_words"
+  " node.reason_trail",
   "node.exits": "",
   "node.history_files": "core.history_line node.own_files",
   "node.journal": "core.digest core.lifecycle core.qmp node.journal_files",

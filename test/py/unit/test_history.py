@@ -19,6 +19,7 @@ from ganeti.kvmd.core.timing import Timing
 from ganeti.kvmd.follow import history
 from ganeti.kvmd.follow.history import History
 from ganeti.kvmd.node import journal_files
+from ganeti.kvmd.node.evidence import Directories
 from ganeti.kvmd.node.history_files import HistoryFiles
 from scene import begin_journal
 
@@ -40,7 +41,9 @@ class Writing:
 
   def begin(self):
     """Begins anew, as another daemon."""
-    self.history = History(HistoryFiles(str(self.path)), "node1", Timing())
+    self.history = History(
+      HistoryFiles(str(self.path)), "node1", Timing(), Directories()
+    )
     self.history.hears_exits = True
 
   def note(self, name="web1", number=1, **others):
@@ -103,7 +106,7 @@ def test_end_is_written_when_it_is_due(writing):
 
 
 def test_no_history(monkeypatch):
-  nothing = History(None, "node1", Timing())
+  nothing = History(None, "node1", Timing(), Directories())
   nothing.note(mock.Mock(spec=Ending))
   nothing.note_more("web1", {"user": 1})
   nothing.tell_exit(7, "was killed by SIGKILL")

@@ -226,7 +226,7 @@ def test_interval(served, text, seconds):
   assert main.main(["-f", "--ctrl-dir=/far/away", *arguments]) == 0
   ((options, files),) = served
   assert options.rescan_interval == seconds
-  assert files == ("/far/away", None, None, None)
+  assert files == ("/far/away", None, None, None, (None, None))
 
 
 @pytest.mark.parametrize("text", ["0", "86400.5", "-1", "soon", "nan"])
@@ -252,7 +252,12 @@ def node(monkeypatch):
       KVMD_USER="root",
       DAEMONS_LOGFILES={"ganeti-kvmd": "/log/kvm-daemon.log"},
     ),
-    "pathutils": types.SimpleNamespace(RUN_DIR="/run/ganeti", LOG_DIR="/log"),
+    "pathutils": types.SimpleNamespace(
+      RUN_DIR="/run/ganeti",
+      LOG_DIR="/log",
+      LOG_KVM_DIR="/log/kvm",
+      INSTANCE_REASON_DIR="/run/reason",
+    ),
   }
   for name, module in modules.items():
     monkeypatch.setattr(ganeti, name, module, raising=False)
@@ -270,6 +275,7 @@ FILES = (
   "/run/ganeti/ganeti-kvmd.pid",
   "/log/kvm-daemon.log",
   "/log/kvmd-history/history.jsonl",
+  ("/log/kvm", "/run/reason"),
 )
 
 
