@@ -30,6 +30,8 @@ import math
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
+from ganeti.kvmd.core import chatter
+
 if TYPE_CHECKING:
   from collections.abc import Iterable, Iterator, Mapping
   from typing import Any, Optional, Union
@@ -146,52 +148,6 @@ def _description(error: Any) -> str:
   return "no description"
 
 
-_SPACE = r"[ \t\r\n]"
-_STRING = r'"[ !#-\[\]-~]*"'
-_INTEGER = "-?(?:0|[1-9][0-9]*)"
-_SCALAR = f"{_STRING}|{_INTEGER}|true|false|null"
-
-
-def _object(value: str) -> str:
-  """Gives the pattern of an object, as QEMU writes one on a line."""
-  member = f"{_STRING}: (?:{value})"
-  return rf"\{{(?:{member}(?:, {member})*)?\}}"
-
-
-class _Filter(NamedTuple):
-  """What a client wants of all that a QEMU says.
-
-  @ivar names: the events that mean something
-  @ivar chatter: matches what means nothing
-
-  """
-
-  names: frozenset[str]
-  chatter: re.Pattern[bytes]
-
-
-@functools.lru_cache(maxsize=8)
-def _filter(names: frozenset[str]) -> _Filter:
-  """Makes the filter that all clients share who want the same events.
-
-  Its pattern matches white space, objects without a member, and events as QEMU
-  writes them on a line, as far as nothing in them is escaped and in their data
-  is nothing deeper than another object. Whatever else there may be takes a
-  parser. Nothing in an event can be matched in two ways, so that to give up at
-  its end takes no longer than to come there.
-
-  """
-  time = rf'\{{"seconds": {_INTEGER}, "microseconds": {_INTEGER}\}}'
-  wanted = "|".join(map(re.escape, sorted(names)))
-  data = _object(f"{_SCALAR}|{_object(_SCALAR)}")
-  event = (
-    rf'\{{"timestamp": {time}, "event": "(?!(?:{wanted})")[0-9A-Z_]+"'
-    rf'(?:, "data": {data})?\}}'
-  )
-  chatter = rf"(?:{_SPACE}+|\{{{_SPACE}*\}}|{event})+"
-  return _Filter(names, re.compile(chatter.encode("utf-8", "surrogatepass")))
-
-
 def _message(value: Any, names: frozenset[str]) -> Optional[Message]:
   """Tells which message an object is.
 
@@ -305,7 +261,7 @@ class Decoder:
 
   def __init__(self, names: Iterable[str]) -> None:
     """Begins where a message begins; C{names} are the events that count."""
-    self._filter = _filter(frozenset(names))
+    self._filter = chatter.of(frozenset(names))
     self._partial: Optional[_Partial] = None
     self._unread = 0
 
@@ -328,7 +284,7 @@ class Decoder:
     return (
       self._partial is None
       and len(data) <= _MAX_RUN
-      and self._filter.chatter.fullmatch(data) is not None
+      and self._filter.meaningless.fullmatch(data) is not None
     )
 
   def feed(self, data: bytes) -> Iterator[Optional[Message]]:
@@ -366,14 +322,14 @@ class Decoder:
         return
       data = bytes(partial.text)
       self._partial = None
-    names, chatter = self._filter
+    names, meaningless = self._filter
     # The same in characters, when there is more in it than is passed over.
     text = ""
     is_ascii = True
     # How far we are, in characters and in bytes.
     position = done = 0
     while done < len(data):
-      run = chatter.match(data, done, done + _MAX_RUN)
+      run = meaningless.match(data, done, done + _MAX_RUN)
       if run is not None:
         position += run.end() - done
         done = run.end()

@@ -365,3 +365,31 @@ def test_quota(lines):
     web1.report(ending(lifecycle.UNHEARD, 0.0))
   web1.complain("one more")
   assert len(lines()) == quota.MAX_LINES + quota.MAX_VERDICTS
+
+
+@pytest.mark.parametrize(
+  ("known", "said"),
+  [
+    (
+      {"telling": "terminating on signal 15"},
+      "; its QEMU's last words: terminating on signal 15",
+    ),
+    ({"asked": {"source": "gnt:watcher"}}, "; asked for by gnt:watcher"),
+    ({"asked": {"at": "2026"}}, "; asked for by Ganeti"),
+    (
+      {
+        "said": ["guest panicked"],
+        "asked": {
+          "source": "gnt:client:gnt-instance",
+          "command": "gnt-instance shutdown",
+          "reason": "too loud",
+          "job": 12,
+        },
+      },
+      "; guest panicked; asked for by gnt-instance shutdown (too loud), job 12",
+    ),
+  ],
+)
+def test_what_else_is_known(web1, lines, known, said):
+  web1.report(ending(lifecycle.UNHEARD, 1.0, **known))
+  assert lines()[0].partition(" after 1.0 s")[2] == said
