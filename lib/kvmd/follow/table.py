@@ -121,7 +121,9 @@ class Table:
     unmarked = functools.partial(self._take_up, is_marked=False)
     marked = functools.partial(self._take_up, is_marked=True)
     for name in found.monitored:
-      self._do(marked if name in found.marked else unmarked, name)
+      known = self._records.get(name)
+      if known is None or not known.is_journaled:
+        self._do(marked if name in found.marked else unmarked, name)
     for name in self._records.keys() - found.monitored:
       self._do(self._monitors.miss, name)
 
@@ -169,12 +171,15 @@ class Table:
       self._listen(record)
 
   def _take_up(self, record: Record, *, is_marked: bool) -> None:
-    """Listens to one that has a monitor, unless its journal is followed."""
-    if not record.is_journaled:
-      is_new = record.monitor is None
-      self._monitors.listen(record)
-      if is_new and record.monitor is not None:
-        record.monitor.instance.may_be_marked = is_marked
+    """Listens to one that has a monitor.
+
+    @param is_marked: whether it has a mark as well
+
+    """
+    is_new = record.monitor is None
+    self._monitors.listen(record)
+    if is_new and record.monitor is not None:
+      record.monitor.instance.may_be_marked = is_marked
 
   def _settle(self, instance: Instance, _: Record) -> None:
     self._shared.verdicts.settle(instance)
