@@ -79,7 +79,7 @@ class Hypervisor:
 
   def prepare_stop(self, name: str) -> None:
     """Do what comes before an administrator's powerdown."""
-    self._control.mark_powerdown(name)
+    self._control.mark(name, ctrldir.Mark.POWERDOWN)
 
   def finish_stop(self, name: str) -> None:
     """Do what comes after each attempt to stop an instance."""

@@ -21,7 +21,7 @@ from ganeti.kvmd.core.marks import Mark
 from ganeti.kvmd.node import ctrldir, journal_files, mark_files, rule_file
 
 if TYPE_CHECKING:
-  from collections.abc import Iterable, Iterator
+  from collections.abc import Iterable, Iterator, Mapping
 
 
 class Deed(NamedTuple):
@@ -44,14 +44,24 @@ _PREPARE = Deed(
   "it is started without one; if its user shuts it down while the KVM daemon"
   " does not run, it is taken for crashed",
 )
-MARK_POWERDOWN = Deed(
+_MARK_POWERDOWN = Deed(
   "mark it as stopped by an administrator",
   "should its user shut it down in the same moment, that is what counts",
+)
+_MARK_MIGRATED = Deed(
+  "mark it as migrated",
+  "the KVM daemon's log has it as stopped by an administrator here",
 )
 _CLEAR = Deed(
   "remove what is known of its last life",
   "it may pass for shut down by its user when it is not; remove that by hand",
 )
+
+#: The marks that the hypervisor makes.
+MADE: Mapping[Mark, Deed] = {
+  Mark.POWERDOWN: _MARK_POWERDOWN,
+  Mark.MIGRATED: _MARK_MIGRATED,
+}
 
 
 class Control:
@@ -79,7 +89,22 @@ class Control:
   def clear(self, name: str, marks: Iterable[Mark] = tuple(Mark)) -> None:
     """Removes what was said of an earlier life of an instance.
 
-    A journal is removed with the marks, unless the instance lives.
+    A journal is removed with the marks, unless the instance lives, or is marked
+    as migrated still: then it is for the daemon.
+
+    @param name: the instance's
+
+    """
+    self.unmark(name, marks)
+    with self.tolerating(name, _CLEAR), self._opened() as directory:
+      if not (
+        journal_files.is_being_written(directory, name)
+        or mark_files.is_marked(directory, Mark.MIGRATED, name)
+      ):
+        journal_files.remove(directory, name)
+
+  def unmark(self, name: str, marks: Iterable[Mark]) -> None:
+    """Removes marks.
 
     @param name: the instance's
 
@@ -87,22 +112,17 @@ class Control:
     for mark in marks:
       with self.tolerating(name, _CLEAR), self._opened() as directory:
         mark_files.remove(directory, mark, name)
-    with self.tolerating(name, _CLEAR), self._opened() as directory:
-      if not journal_files.is_being_written(directory, name):
-        journal_files.remove(directory, name)
 
-  def mark_powerdown(self, name: str) -> None:
-    """Marks an instance that an administrator stops.
+  def mark(self, name: str, mark: Mark) -> None:
+    """Marks an instance that runs, and is about to be stopped.
 
-    If that fails, the daemon has only QEMU's word for it, which is right but
-    for the case that the instance's user does the same at once.
+    If that fails, the daemon has only QEMU's word for it, as L{MADE} says.
 
     @param name: the instance's
 
     """
-    with self.tolerating(name, MARK_POWERDOWN), self._opened() as directory:
-      life = directory.life(name)
-      mark_files.write(directory, Mark.POWERDOWN, name, life)
+    with self.tolerating(name, MADE[mark]), self._opened() as directory:
+      mark_files.write(directory, mark, name, directory.life(name))
 
   def is_user_shutdown(self, name: str, budget: inquiry.Budget) -> bool:
     """Tells whether an instance that is down was turned off by its user.

@@ -6,7 +6,8 @@
 The daemon marks an instance that its user turned off, and the hypervisor reads
 the mark. The hypervisor in turn marks an instance that an administrator stops,
 before it does anything about it. So, if both turn it off in the same moment,
-the daemon knows whose word counts, however late it comes to judge.
+the daemon knows whose word counts, however late it comes to judge. And it marks
+one that was migrated away, before it ends what is left of it here.
 
 An answer is not worth an instance: whatever goes wrong here is logged, and what
 Ganeti does itself is done all the same.
@@ -115,7 +116,7 @@ class UserShutdown:
     stopped = instance.name if name is None else name
     is_refused = name is not None and not force
     if not is_refused:
-      self._mark_powerdown(stopped)
+      self._mark(stopped, Mark.POWERDOWN)
     try:
       return super().StopInstance(
         instance, force=force, retry=retry, name=name, timeout=timeout
@@ -140,12 +141,21 @@ class UserShutdown:
   def FinalizeMigrationSource(
     self, instance: Any, success: bool, live: bool
   ) -> Any:
-    """Ends a migration on the node that the instance leaves."""
+    """Ends a migration on the node that the instance leaves.
+
+    If it went well, Ganeti ends this QEMU by a signal, as an administrator may.
+    What it was is marked before, for the daemon, which finds its journal too.
+
+    """
+    self._control().unmark(instance.name, [Mark.MIGRATED])
+    # Only the daemon removes it.
+    if success and launch.reason_not_to_run() is None:
+      self._mark(instance.name, Mark.MIGRATED)
     try:
       return super().FinalizeMigrationSource(instance, success, live)
     finally:
       if success:
-        self._control().clear(instance.name)
+        self._control().clear(instance.name, [Mark.SHUTDOWN, Mark.POWERDOWN])
 
   def FinalizeMigrationDst(
     self, instance: Any, info: Any, success: bool
@@ -189,12 +199,12 @@ class UserShutdown:
     return control.Control(cls._CTRL_DIR)
 
   @classmethod
-  def _mark_powerdown(cls, instance_name: str) -> None:
-    """Marks an instance that an administrator stops, if it runs."""
+  def _mark(cls, instance_name: str, mark: Mark) -> None:
+    """Marks an instance that is about to be stopped, if it runs."""
     directory = cls._control()
-    with directory.tolerating(instance_name, control.MARK_POWERDOWN):
+    with directory.tolerating(instance_name, control.MADE[mark]):
       if cls._InstancePidAlive(instance_name)[2]:
-        directory.mark_powerdown(instance_name)
+        directory.mark(instance_name, mark)
 
   def _await_user_shutdown(self, instance_name: str) -> bool:
     """Waits for the daemon, as long as it may be about to mark an instance.

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 #: Longest digest, in bytes: it has at most L{MAX_EVENTS}, none of them long.
 MAX_SIZE = 64 * 1024
 
-#: Most events that are kept: one of each kind that leaves a trace, two of
-#: C{SHUTDOWN}, and three of who pressed the power button.
-MAX_EVENTS = len(events.KINDS) + 1
+#: Most events that are kept: one of each kind, two of C{SHUTDOWN}, and three of
+#: who pressed the power button.
+MAX_EVENTS = len(events.KINDS) + 2
 
 #: Who pressed the power button: an administrator, or the watchdog before it.
 _PRESSES = ("POWERDOWN", "WATCHDOG shutdown")
@@ -123,10 +123,9 @@ class Essence:
         event for event in self.events if name not in _undone_by(event)
       ]
     if kind in events.UNDOING:
-      # Of what it undoes no trace is left. One that also undoes the one before
-      # is kept itself, since it may have to be compared with a mark.
-      if name in events.KINDS[kind].undone_by:
-        self.events.append(Kept(name, {}, at))
+      # Of what it undoes no trace is left. It is kept itself, since it may have
+      # to be compared with a mark.
+      self.events.append(Kept(name, {}, at))
     elif self._matters(kind, data):
       fields = events.KINDS[kind].data
       kept = {key: _cut(data[key]) for key in fields if key in data}

@@ -116,7 +116,7 @@ class Kind(NamedTuple):
 KINDS: Mapping[str, Kind] = {
   "POWERDOWN": Kind(("RESET",)),
   "RESET": Kind(("RESET",)),
-  "RESUME": Kind(()),
+  "RESUME": Kind(("RESUME",)),
   "SHUTDOWN": Kind(("RESET", "RESUME"), ("guest", "reason")),
   "STOP": Kind(("RESUME",)),
   "WATCHDOG shutdown": Kind(("RESET",), ("action",)),

@@ -27,6 +27,9 @@ The events of one QEMU process tell how its guest came to its end:
     hibernates. That is a shutdown like any other, and a word in its cause.
   - C{BLOCK_IO_ERROR} says that the guest is paused since a disk failed.
 
+That a guest lives on elsewhere its QEMU does not say: what the hypervisor ends
+after a migration looks as if an administrator had, and only its mark tells.
+
 What of this decides nothing is a remark on the end. A reset makes all of it a
 matter of the past; what only paused the guest is past when it runs again.
 
@@ -58,6 +61,7 @@ class Verdict(enum.Enum):
   ADMINISTRATOR = "administrator"
   GUEST_REBOOT = "guest reboot"
   GUEST_PANIC = "guest panic"
+  MIGRATED = "migrated"
   OTHER = "other"
   KILLED = "killed or crashed"
   UNKNOWN = "unknown"
@@ -127,6 +131,11 @@ UNANNOUNCED = Outcome(Verdict.KILLED, "no SHUTDOWN")
 #: A user's shutdown that is known from its file only.
 REMEMBERED = Outcome(Verdict.USER, "announced before this daemon attached")
 
+#: What the end of a QEMU may look like whose guest was migrated.
+_OF_A_SOURCE = frozenset(
+  {Verdict.ADMINISTRATOR, Verdict.KILLED, Verdict.UNKNOWN}
+)
+
 #: The end of a QEMU process that nobody listened to.
 UNHEARD = Outcome(Verdict.UNKNOWN, "ended before the daemon was attached")
 
@@ -142,6 +151,7 @@ class Lifecycle:
     while the guest has not come to an end
   @ivar marked: when the hypervisor marked the instance as about to be stopped
     by an administrator, in seconds since the epoch; None if it did not
+  @ivar migrated: when it marked it as migrated to another node, likewise
 
   """
 
@@ -150,11 +160,13 @@ class Lifecycle:
     "_is_pressed_by_watchdog",
     "_pressed",
     "_reset_at",
+    "_resumed_at",
     "_rule",
     "_said",
     "_stopped",
     "announced",
     "marked",
+    "migrated",
   )
 
   def __init__(self, rule: Rule) -> None:
@@ -166,15 +178,28 @@ class Lifecycle:
     self._is_pressed_by_watchdog = False
     # What else was said: the kind of the event, and the words for it, if any.
     self._said: Mapping[str, str] = _NOTHING
-    # When the guest last began anew, in seconds since the epoch.
+    # When the guest last began anew, and when it last went on, in seconds since
+    # the epoch.
     self._reset_at = 0.0
+    self._resumed_at = 0.0
     self.announced: Optional[Outcome] = None
     self.marked: Optional[float] = None
+    self.migrated: Optional[float] = None
 
   @property
   def outcome(self) -> Outcome:
     """The outcome, if the process were to end now."""
-    return self.announced or UNANNOUNCED
+    outcome = self.announced or UNANNOUNCED
+    if self.is_migrated and outcome.verdict in _OF_A_SOURCE:
+      return Outcome(Verdict.MIGRATED, outcome.cause)
+    return outcome
+
+  @property
+  def is_migrated(self) -> bool:
+    """Whether the guest lives on elsewhere; here it has not gone on since."""
+    return self.migrated is not None and self.migrated > max(
+      self._reset_at, self._resumed_at
+    )
 
   @property
   def remarks(self) -> list[str]:
@@ -245,14 +270,15 @@ class Lifecycle:
   def _reset(self, _: Mapping[str, Any], at: float) -> None:
     self._pressed = self._barks = self._is_pressed_by_watchdog = False
     # Without a time, it is the order in which the two are known that counts.
-    self._reset_at = at or self.marked or 0.0
+    self._reset_at = at or max(self.marked or 0.0, self.migrated or 0.0)
     self.announced = None
 
   def _stop(self, _: Mapping[str, Any], __: float) -> None:
     self._stopped = True
 
-  def _resume(self, _: Mapping[str, Any], __: float) -> None:
+  def _resume(self, _: Mapping[str, Any], at: float) -> None:
     self._stopped = False
+    self._resumed_at = at or self.migrated or 0.0
     self.announced = None
 
   def _shutdown(self, data: Mapping[str, Any], at: float) -> None:

@@ -30,11 +30,13 @@ class Mark(enum.Enum):
   @cvar SHUTDOWN: the instance's user turned it off
   @cvar POWERDOWN: an administrator asked the instance to turn itself off, or
     its watchdog did; if it does, its user did not
+  @cvar MIGRATED: the hypervisor ends a QEMU whose guest lives on elsewhere
 
   """
 
   SHUTDOWN = ".shutdown"
   POWERDOWN = ".powerdown"
+  MIGRATED = ".migrated"
 
   # Each is itself only; Python's own takes ten times as long.
   __hash__ = object.__hash__
@@ -51,6 +53,7 @@ class Meaning(NamedTuple):
   @ivar is_testimony: whether one that was there when a life ended unheard says
     what it died of
   @ivar is_recalled: whether the hypervisor makes it as well, at any time
+  @ivar is_sought: whether it is looked for at the end of a life
   @ivar is_logged: whether the log tells when it is written or removed
   @ivar not_written: what it means that it cannot be written
   @ivar not_removed: what it means that it cannot be removed
@@ -62,6 +65,7 @@ class Meaning(NamedTuple):
   found: Callable[[Lifecycle, float], None]
   is_testimony: bool
   is_recalled: bool
+  is_sought: bool
   is_logged: bool
   not_written: str
   not_removed: str
@@ -88,6 +92,14 @@ def _never(_: Lifecycle) -> bool:
   return False
 
 
+def _is_migrated(state: Lifecycle) -> Optional[bool]:
+  return state.is_migrated or None
+
+
+def _migrated_found(state: Lifecycle, at: float) -> None:
+  state.migrated = at
+
+
 def _powerdown_found(state: Lifecycle, at: float) -> None:
   state.marked = at
 
@@ -99,6 +111,7 @@ MEANINGS: Mapping[Mark, Meaning] = {
     found=_shutdown_found,
     is_testimony=True,
     is_recalled=False,
+    is_sought=False,
     is_logged=True,
     not_written="Ganeti may take its end for a crash",
     not_removed="Ganeti may take its end for its user's shutdown",
@@ -109,11 +122,23 @@ MEANINGS: Mapping[Mark, Meaning] = {
     found=_powerdown_found,
     is_testimony=False,
     is_recalled=True,
+    is_sought=False,
     is_logged=False,
     not_written="its end may pass for its user's shutdown, should the daemon be"
     " restarted",
     not_removed="its user's shutdown may pass for an administrator's, should"
     " the daemon be restarted",
+  ),
+  Mark.MIGRATED: Meaning(
+    wanted=_is_migrated,
+    wanted_after=_never,
+    found=_migrated_found,
+    is_testimony=True,
+    is_recalled=False,
+    is_sought=True,
+    is_logged=False,
+    not_written="its end may pass for an administrator's",
+    not_removed="that means nothing",
   ),
 }
 
@@ -185,5 +210,5 @@ class Marks:
     for mark, meaning in MEANINGS.items():
       if not is_heard and meaning.is_testimony:
         self._left.setdefault(mark, False)
-      elif not meaning.wanted_after(state):
+      elif not meaning.is_sought and not meaning.wanted_after(state):
         self._left.pop(mark, None)

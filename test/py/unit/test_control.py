@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import pathlib
+import socket
 import time
 
 import pytest
@@ -60,10 +61,37 @@ class TestMarks:
     assert _names(ctrl_dir) == {NAME + suffix for suffix in _JOURNAL}
 
   def test_powerdown(self, mine, ctrl_dir: pathlib.Path) -> None:
-    mine.mark_powerdown(NAME)
+    mine.mark(NAME, Mark.POWERDOWN)
     assert _names(ctrl_dir) == {f"{NAME}{Mark.POWERDOWN.value}"}
 
-  @pytest.mark.parametrize("marks", [[], [Mark.SHUTDOWN], list(Mark)])
+  def test_migrated(self, mine, ctrl_dir: pathlib.Path) -> None:
+    mine.mark(NAME, Mark.MIGRATED)
+    assert _names(ctrl_dir) == {f"{NAME}{Mark.MIGRATED.value}"}
+
+  @pytest.mark.parametrize("mark", list(Mark))
+  def test_unmark(self, mine, ctrl_dir: pathlib.Path, mark: Mark) -> None:
+    _write_journal(mine, ctrl_dir)
+    (ctrl_dir / f"{NAME}{mark.value}").touch()
+    mine.unmark(NAME, [mark])
+    assert _names(ctrl_dir) == {NAME + suffix for suffix in _JOURNAL}
+
+  def test_clear_leaves_the_journal_of_one_that_was_migrated(
+    self, mine, ctrl_dir: pathlib.Path
+  ) -> None:
+    """The daemon has yet to read it; a start or a cleanup removes it."""
+    with socket.socket(socket.AF_UNIX) as monitor:
+      monitor.bind(str(ctrl_dir / f"{NAME}{ctrldir.MONITOR_SUFFIX}"))
+    _write_journal(mine, ctrl_dir)
+    mine.mark(NAME, Mark.MIGRATED)
+    left = _names(ctrl_dir)
+    mine.clear(NAME, [Mark.SHUTDOWN, Mark.POWERDOWN])
+    assert _names(ctrl_dir) == left
+    mine.clear(NAME)
+    assert _names(ctrl_dir) == {f"{NAME}{ctrldir.MONITOR_SUFFIX}"}
+
+  @pytest.mark.parametrize(
+    "marks", [[Mark.MIGRATED], [Mark.SHUTDOWN, Mark.MIGRATED], list(Mark)]
+  )
   def test_clear(self, mine, ctrl_dir: pathlib.Path, marks) -> None:
     for name in (NAME, OTHER):
       mine.prepare_journal(name)
@@ -78,7 +106,7 @@ class TestMarks:
     self, mine, ctrl_dir: pathlib.Path
   ) -> None:
     mine.prepare_journal(NAME)
-    mine.mark_powerdown(NAME)
+    mine.mark(NAME, Mark.POWERDOWN)
     with open(ctrl_dir / f"{NAME}{ctrldir.JOURNAL_EVENTS}", "r+b"):
       mine.clear(NAME)
     assert _names(ctrl_dir) == {NAME + suffix for suffix in _JOURNAL}
@@ -155,7 +183,7 @@ def test_no_directory(ctrl_dir: pathlib.Path, caplog) -> None:
   mine = control.Control(str(ctrl_dir / "missing"))
   assert mine.prepare_journal(NAME) == []
   mine.clear(NAME)
-  mine.mark_powerdown(NAME)
+  mine.mark(NAME, Mark.POWERDOWN)
   assert _ask(mine) is False
   assert mine.may_be_marked(NAME, 5.0) is False
   assert _names(ctrl_dir) == set()
@@ -174,7 +202,7 @@ def test_no_directory(ctrl_dir: pathlib.Path, caplog) -> None:
       ["remove what is known of its last life", "remove that by hand"],
     ),
     (
-      lambda mine: mine.mark_powerdown(NAME) is None,
+      lambda mine: mine.mark(NAME, Mark.POWERDOWN) is None,
       ["mark it as stopped by an administrator", "should its user"],
     ),
     (
@@ -199,7 +227,7 @@ def test_descriptors_are_closed(mine, ctrl_dir: pathlib.Path) -> None:
   _write_journal(mine, ctrl_dir)
   before = os.listdir("/proc/self/fd")
   assert _ask(mine)
-  mine.mark_powerdown(NAME)
+  mine.mark(NAME, Mark.POWERDOWN)
   mine.may_be_marked(NAME, 5.0)
   mine.clear(NAME)
   assert os.listdir("/proc/self/fd") == before

@@ -64,7 +64,7 @@ def test_essence_is_short(histories):
   for history in histories:
     for name, data in history:
       essence.receive(name, data, 0.0)
-      assert len(essence.events) <= digest.MAX_EVENTS == 15
+      assert len(essence.events) <= digest.MAX_EVENTS == 16
 
 
 def test_essence_of_an_essence_is_itself():
@@ -171,13 +171,17 @@ def of_kind(kind):
   return name, {**data, "action": action or "stop"}
 
 
-@given(TIMED, TIMED, st.none() | st.integers(1, 9), st.sampled_from(Rule))
-def test_essence_leads_to_the_same_whenever_the_mark_was_made(
-  before, after, marked, rule
+MARKED = st.none() | st.integers(1, 9)
+
+
+@given(TIMED, TIMED, MARKED, MARKED, st.sampled_from(Rule))
+def test_essence_leads_to_the_same_whenever_the_marks_were_made(
+  before, after, marked, migrated, rule
 ):
   whole = lifecycle.Lifecycle(rule)
   short = lifecycle.Lifecycle(rule)
   whole.marked = short.marked = marked
+  whole.migrated = short.migrated = migrated
   essence = digest.Essence([])
   for kind, at in before:
     name, data = of_kind(kind)
@@ -207,7 +211,7 @@ def test_longest_digest_has_room():
   info = dict.fromkeys(events.PANIC_INFO, text)
   fields = ("device", "node-name", "qom-path", "operation", "reason")
   for name, data in [
-    *(("RESET", {}), ("STOP", {}), ("SUSPEND_DISK", {})),
+    *(("RESET", {}), ("RESUME", {}), ("STOP", {}), ("SUSPEND_DISK", {})),
     *(BARK, POWERDOWN, BARK, MEMORY_FATAL, WATCHDOG_POWEROFF, WATCHDOG_PAUSE),
     *(shutdown, shutdown),
     ("MEMORY_FAILURE", {"recipient": text, "action": text}),

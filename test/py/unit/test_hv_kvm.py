@@ -43,7 +43,7 @@ from guests import lifetime
 NAME = "web1.example.com"
 OTHER = "web2.example.com"
 
-_MARKS = [Mark.SHUTDOWN, Mark.POWERDOWN]
+_MARKS = list(Mark)
 
 #: As the second line of a journal
 _USER = (
@@ -93,13 +93,18 @@ class Place:
     events.write_bytes(_GREETING + _USER)
     return events
 
+  def monitor(self, name: str = NAME) -> None:
+    """Leaves a monitor."""
+    with socket.socket(socket.AF_UNIX) as monitor:
+      monitor.bind(str(self.ctrl / f"{name}{ctrldir.MONITOR_SUFFIX}"))
+
   def files(self) -> set[str]:
     """Says which files there are, but for those that stock knows nothing of."""
     return {
       str(path.relative_to(self.root))
       for path in self.root.rglob("*")
       if not path.is_dir()
-      and path.suffix != Mark.POWERDOWN.value
+      and path.suffix not in (Mark.POWERDOWN.value, Mark.MIGRATED.value)
       and path.name != ctrldir.LOCK_FILE
     }
 
@@ -668,11 +673,51 @@ class TestMigration:
   """What is said of an instance stays on the node where it was said."""
 
   def test_away(self, hypervisor, place: Place) -> None:
+    """The daemon is told what it was, and has its journal to read."""
+    place.monitor()
+    journal = place.journal()
+    qemu = place.start_qemu()
+    for mark in (Mark.SHUTDOWN, Mark.POWERDOWN):
+      place.mark(mark)
+    hypervisor.FinalizeMigrationSource(_instance(), True, True)
+    qemu.wait(timeout=lifetime.PATIENCE)
+    assert place.marks() == [Mark.MIGRATED]
+    assert journal.exists()
+    hypervisor.CleanupInstance(NAME)
+    assert place.marks() == []
+    assert not journal.exists()
+
+  def test_away_is_marked_before_it_ends(
+    self, hypervisor, monkeypatch, place: Place
+  ) -> None:
+    place.start_qemu()
+    marks = []
+    monkeypatch.setattr(
+      "ganeti.utils.KillProcess", lambda _: marks.append(place.marks())
+    )
+    hypervisor.FinalizeMigrationSource(_instance(), True, True)
+    assert marks == [[Mark.MIGRATED]]
+
+  def test_away_and_nobody_wants_to_know(
+    self, hypervisor, monkeypatch, place: Place
+  ) -> None:
+    """Where no daemon is to run, nothing is left for it."""
+    monkeypatch.setattr(launch, "reason_not_to_run", lambda: "it is off")
+    journal = place.journal()
     qemu = place.start_qemu()
     for mark in _MARKS:
       place.mark(mark)
     hypervisor.FinalizeMigrationSource(_instance(), True, True)
     qemu.wait(timeout=lifetime.PATIENCE)
+    assert place.marks() == []
+    assert not journal.exists()
+
+  def test_away_and_it_is_down(
+    self, hypervisor, monkeypatch, place: Place
+  ) -> None:
+    """Something else has ended it, of which nothing is known."""
+    monkeypatch.setattr("ganeti.utils.KillProcess", print)
+    hypervisor.FinalizeMigrationSource(_instance(), True, True)
     assert place.marks() == []
 
   def test_away_failed_and_it_is_down(self, hypervisor, place: Place) -> None:
@@ -683,8 +728,10 @@ class TestMigration:
   def test_away_failed_and_it_lives(
     self, hypervisor, monkeypatch, place: Place
   ) -> None:
+    """What was said of an attempt before means nothing any more."""
     place.start_qemu()
     place.mark(Mark.POWERDOWN)
+    place.mark(Mark.MIGRATED)
     monkeypatch.setattr(
       stock.KVMHypervisor, "_ClearInstanceMigrationCapabilities", print
     )

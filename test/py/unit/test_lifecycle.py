@@ -472,3 +472,61 @@ def test_what_the_watchdog_asked_for_waits_for_an_answer():
 def test_what_is_said_besides_by_sequence(events, expected):
   found, cause = outcome(events, Rule.SEQUENCE)
   assert f"{found.value} ({cause})" == expected
+
+
+# When the hypervisor marked it as migrated, what QEMU said and when, and the
+# verdict.
+MIGRATED = [
+  (6, [(STOP, 5), (SIGNAL, 7)], "migrated (host-signal)"),
+  # The mark is found before, or there is no SHUTDOWN.
+  (6, [(STOP, 5)], "migrated (no SHUTDOWN)"),
+  (6, [], "migrated (no SHUTDOWN)"),
+  # It was killed by somebody else just before.
+  (6, [(STOP, 4), (SIGNAL, 5)], "migrated (host-signal)"),
+  # It was to be moved before, and went on; or the button was ignored.
+  (
+    6,
+    [(STOP, 3), (RESUME, 4), (STOP, 5), (SIGNAL, 7)],
+    "migrated (host-signal)",
+  ),
+  (6, [(POWERDOWN, 3), (STOP, 5), (SIGNAL, 7)], "migrated (host-signal)"),
+  # Where QEMU gives no cause, only one that is stopped is no user's.
+  (6, [(STOP, 5), (BARE, 7)], "migrated (shutdown while stopped)"),
+  (6, [(BARE, 7)], "user (shutdown)"),
+  # It goes on in spite of that.
+  (6, [(STOP, 5), (RESUME, 7), (SIGNAL, 8)], "administrator (host-signal)"),
+  (6, [(STOP, 5), (RESET, 7), (SIGNAL, 8)], "administrator (host-signal)"),
+  (6, [(STOP, 5), (RESUME, 0), (SIGNAL, 8)], "administrator (host-signal)"),
+  (6, [(STOP, 5), (RESET, 0), (SIGNAL, 8)], "administrator (host-signal)"),
+  # What the guest did itself is what it is.
+  (6, [(USER, 5)], "user (guest-shutdown)"),
+  (6, [(reason("guest-panic"), 5)], "guest panic (guest-panic)"),
+  (None, [(STOP, 5), (SIGNAL, 7)], "administrator (host-signal)"),
+]
+
+
+@pytest.mark.parametrize(("migrated", "events", "expected"), MIGRATED)
+def test_migrated(migrated, events, expected):
+  life = lifecycle.Lifecycle(Rule.CAUSE)
+  life.migrated = migrated
+  for (name, data), at in events:
+    life.receive(name, data, at)
+  verdict, cause = life.outcome
+  assert f"{verdict.value} ({cause})" == expected
+
+
+def test_migrated_by_sequence():
+  life = lifecycle.Lifecycle(Rule.SEQUENCE)
+  life.migrated = 6
+  for (name, data), at in [(STOP, 5), (SIGNAL, 7)]:
+    life.receive(name, data, at)
+  assert life.outcome == (Verdict.MIGRATED, "shutdown while stopped")
+
+
+def test_migrated_without_a_word():
+  life = lifecycle.Lifecycle(Rule.CAUSE)
+  life.announced = lifecycle.UNHEARD
+  life.migrated = 6.0
+  assert life.outcome == (Verdict.MIGRATED, lifecycle.UNHEARD.cause)
+  life.announced = lifecycle.REMEMBERED
+  assert life.outcome is lifecycle.REMEMBERED

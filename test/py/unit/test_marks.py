@@ -24,6 +24,7 @@ SHUTDOWN = Due(Mark.SHUTDOWN, is_wanted=True)
 NO_SHUTDOWN = Due(Mark.SHUTDOWN, is_wanted=False)
 POWERDOWN = Due(Mark.POWERDOWN, is_wanted=True)
 NO_POWERDOWN = Due(Mark.POWERDOWN, is_wanted=False)
+NO_MIGRATED = Due(Mark.MIGRATED, is_wanted=False)
 
 # What was said, and which marks are to be there of those that nobody touched,
 # while the life goes on and after it.
@@ -54,7 +55,7 @@ def state_of(said):
 def test_untouched(said, during, after):
   state = state_of(said)
   assert Marks().due(state, is_over=False) == during
-  assert Marks().due(state, is_over=True) == after
+  assert Marks().due(state, is_over=True) == [*after, NO_MIGRATED]
 
 
 @pytest.mark.parametrize("is_over", [True, False])
@@ -81,7 +82,7 @@ def test_shutdown_is_found():
   known.find(Mark.SHUTDOWN, state, 1.0)
   assert state.announced is lifecycle.REMEMBERED
   assert known.due(state, is_over=False) == []
-  assert known.due(state, is_over=True) == [NO_POWERDOWN]
+  assert known.due(state, is_over=True) == [NO_POWERDOWN, NO_MIGRATED]
 
 
 def test_shutdown_is_found_after_an_end_that_nobody_heard():
@@ -107,6 +108,33 @@ def test_powerdown_is_found():
   assert state.powerdown
   assert state.announced is None
   assert known.due(state, is_over=False) == []
+
+
+def test_migrated_is_found():
+  """It stays as long as it says something, and no longer."""
+  state = state_of([])
+  known = Marks()
+  known.find(Mark.MIGRATED, state, 7.5)
+  assert state.migrated == 7.5
+  assert state.announced is None
+  assert known.due(state, is_over=False) == []
+  assert NO_MIGRATED in known.due(state, is_over=True)
+  state.receive("RESUME", {}, 8.0)
+  assert known.due(state, is_over=False) == [NO_MIGRATED]
+
+
+@pytest.mark.parametrize("is_heard", [True, False])
+@pytest.mark.parametrize("left", [True, False])
+def test_migrated_at_the_end(is_heard, left):
+  """It was looked for: only one that was there is removed."""
+  state = state_of(["SIGNAL"])
+  known = Marks()
+  if left:
+    known.find(Mark.MIGRATED, state, 1.0)
+  else:
+    known.leave(NO_MIGRATED)
+  known.end(state, is_heard=is_heard)
+  assert (NO_MIGRATED in known.due(state, is_over=True)) is left
 
 
 @pytest.mark.parametrize("is_heard", [True, False])
@@ -157,8 +185,10 @@ def test_every_mark_has_a_row():
     Mark.POWERDOWN
   ]
   assert [mark for mark in Mark if MEANINGS[mark].is_testimony] == [
-    Mark.SHUTDOWN
+    Mark.SHUTDOWN,
+    Mark.MIGRATED,
   ]
+  assert [mark for mark in Mark if MEANINGS[mark].is_sought] == [Mark.MIGRATED]
   assert [mark for mark in Mark if MEANINGS[mark].is_logged] == [Mark.SHUTDOWN]
 
 
@@ -177,6 +207,7 @@ def test_third_mark_is_one_row(ctrl_dir, monkeypatch):
     found=lambda _, at: found.append(at),
     is_testimony=False,
     is_recalled=True,
+    is_sought=False,
     is_logged=True,
     not_written="nobody knows",
     not_removed="everybody knows",
