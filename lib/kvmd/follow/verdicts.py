@@ -17,7 +17,7 @@ import time
 from typing import TYPE_CHECKING
 
 from ganeti.kvmd.core import lifecycle
-from ganeti.kvmd.core.marks import MEANINGS
+from ganeti.kvmd.core.marks import MEANINGS, Due
 from ganeti.kvmd.node import mark_files
 from ganeti.kvmd.node.ctrldir import MissingDirectoryError
 
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 #: The marks that the hypervisor makes as well.
 _RECALLED = [mark for mark, row in MEANINGS.items() if row.is_recalled]
+
+#: Those that say how a life ended.
+_SOUGHT = [mark for mark, row in MEANINGS.items() if row.is_sought]
 
 
 class Verdicts:
@@ -85,6 +88,8 @@ class Verdicts:
         return
       instance.lifecycle.announced = lifecycle.UNHEARD
       self.find(instance)
+    else:
+      self._seek(instance)
     ending = instance.end()
     self.settle(instance)
     instance.report(ending)
@@ -136,6 +141,22 @@ class Verdicts:
           self._place.directory, mark, instance.name, instance.life
         )
         if at is not None:
+          instance.marks.find(mark, instance.lifecycle, at)
+    except OSError as err:
+      _complain_of(err, instance)
+
+  def _seek(self, instance: Instance) -> None:
+    """Sees whether the hypervisor says how a life ended."""
+    if instance.life is None:
+      return
+    try:
+      for mark in _SOUGHT:
+        at = mark_files.marked_at(
+          self._place.directory, mark, instance.name, instance.life
+        )
+        if at is None:
+          instance.marks.leave(Due(mark, is_wanted=False))
+        else:
           instance.marks.find(mark, instance.lifecycle, at)
     except OSError as err:
       _complain_of(err, instance)

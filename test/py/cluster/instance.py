@@ -176,6 +176,10 @@ class Instance:
       if node.path(f"{_CTRL_DIR}/{self.name}.shutdown").exists()
     ]
 
+  def journal_commands(self, node: Node) -> pathlib.Path:
+    """Where its journal begins on a node."""
+    return node.path(f"{_CTRL_DIR}/{self.name}.journal.in")
+
   def leftovers(self) -> list[str]:
     """What the nodes have in their control directories of it."""
     return [

@@ -47,6 +47,10 @@ _NO_REBOOT = "reboot_behavior=exit"
 #: An instance that can move
 _SHARED = "sharedfile"
 
+# What the daemon says of ends
+_MIGRATED = "migrated (host-signal)"
+_BY_USER = "user (guest-shutdown)"
+
 _WATCHER_LOG = "/var/log/ganeti/watcher.log"
 
 _RUNS = "the daemon runs"
@@ -102,6 +106,18 @@ class Stage:
     seen = instance.shutdown_files()
     names = [node.name for node in nodes]
     self.note(after, _shutdown_files(names), _shutdown_files(seen))
+
+  def check_ends(self, instance: Instance, node: Node, *right: str) -> None:
+    """Check what the daemon has said of an instance's ends on a node.
+
+    @raise TimeoutError: if it does not come to say that, and no more
+
+    """
+    if self.side.tells_ends:
+      lifetime.wait_until(
+        lambda: sides.ends(node, instance) == [*right],
+        f"ends of {instance.name} on {node.name}: {right}",
+      )
 
   def look_all(
     self, after: str, instance: Instance, expected: State, *nodes: Node
@@ -423,6 +439,46 @@ def migration(stage: Stage) -> None:
   stage.look_all("the user's poweroff after that", vm, USER_DOWN, one)
   vm.shutdown()
   stage.look_all("shutdown after that", vm, ADMIN_DOWN)
+  stage.check_ends(vm, one, _MIGRATED, _MIGRATED, _BY_USER)
+  stage.check_ends(vm, two, _BY_USER, _MIGRATED, _MIGRATED)
+  if stage.side.tells_ends:
+    _migration_without_journal(stage)
+    _migration_without_daemon(stage)
+
+
+def _migration_without_journal(stage: Stage) -> None:
+  """The daemon follows the instance by its monitor."""
+  one, two = stage.cluster.nodes
+  vm = stage.define("monitored", template=_SHARED)
+  with contextlib.ExitStack() as obstacles:
+    for node in (one, two):
+      obstacle = vm.journal_commands(node)
+      obstacle.mkdir()
+      obstacles.callback(obstacle.rmdir)
+    stage.start(vm)
+    lifetime.wait_until(
+      lambda: f"{vm.name}: attached to QEMU" in sides.daemon_log(one),
+      f"the daemon listens to {vm.name}",
+    )
+    vm.migrate(two)
+    vm.power_off()
+    stage.check_ends(vm, one, _MIGRATED)
+    stage.check_ends(vm, two, _BY_USER)
+    vm.remove()
+
+
+def _migration_without_daemon(stage: Stage) -> None:
+  """What happens meanwhile the next daemon tells."""
+  one, two = stage.cluster.nodes
+  vm = stage.define("unheard", template=_SHARED)
+  stage.start(vm)
+  sides.kill_daemon(one)
+  vm.migrate(two)
+  stage.check_ends(vm, one)
+  one.daemon_util("start")
+  stage.check_ends(vm, one, _MIGRATED)
+  vm.remove()
+  stage.check_ends(vm, two, "administrator (host-signal)")
 
 
 def failover(stage: Stage) -> None:
@@ -454,6 +510,7 @@ def failed_migration(stage: Stage) -> None:
   stage.look_all("the same", vm, RUNNING)
   vm.power_off()
   stage.look_all("the user's poweroff after that", vm, USER_DOWN, one)
+  stage.check_ends(vm, one, _BY_USER)
 
 
 def maintenance(stage: Stage) -> None:

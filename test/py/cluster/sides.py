@@ -9,6 +9,7 @@ import contextlib
 import pathlib
 import typing
 
+import kvmd_log
 from guests import lifetime
 
 from cluster.instance import Instance
@@ -37,6 +38,15 @@ def kill_daemon(node: Node) -> None:
   lifetime.wait_until(lambda: not daemon_runs(node), "the daemon is dead")
 
 
+def ends(node: Node, instance: Instance) -> list[str]:
+  """What the daemon of a node says of an instance's ends, oldest first."""
+  said = kvmd_log.messages(daemon_log(node).splitlines())
+  return [
+    f"{each.verdict} ({each.cause})"
+    for each in kvmd_log.verdicts(said, instance.name)
+  ]
+
+
 class Side(typing.Protocol):
   """One of them."""
 
@@ -45,6 +55,9 @@ class Side(typing.Protocol):
 
   #: How many scenarios may be played at the same time
   at_once: int
+
+  #: Whether the daemon says what each instance died of, and Ganeti helps it
+  tells_ends: bool
 
   def prepare(self, node: Node) -> None:
     """Install it on a node, before that joins a cluster."""
@@ -61,6 +74,7 @@ class Stock:
 
   name = "stock"
   at_once = 1
+  tells_ends = False
 
   def prepare(self, node: Node) -> None:
     """Leave a node as it is."""
@@ -102,6 +116,7 @@ class Ours:
 
   name = "ours"
   at_once = 3
+  tells_ends = True
 
   _options: tuple[str, ...] = ()
 
@@ -129,4 +144,5 @@ class OurDaemon(Ours):
   """Our daemon in place of the stock one, under Ganeti's hypervisor side."""
 
   name = "daemon"
+  tells_ends = False
   _options = ("--daemon-only",)

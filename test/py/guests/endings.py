@@ -17,7 +17,7 @@ import signal
 
 from kvmd_log import Outcome
 
-from guests import boot_sector, qemu
+from guests import boot_sector, lifetime, qemu
 from guests.boot_sector import Command
 
 Play = collections.abc.Callable[[qemu.Qemu], None]
@@ -30,6 +30,7 @@ QUIT = Outcome("administrator", "host-qmp-quit")
 HOST_RESET = Outcome("administrator", "host-qmp-system-reset")
 REBOOT = Outcome("guest reboot", "guest-reset")
 PANIC = Outcome("guest panic", "guest-panic")
+MIGRATED = Outcome("migrated", "host-signal")
 CRASHED = Outcome("guest panic", "guest-shutdown after panic")
 HIBERNATED = Outcome("user", "guest-shutdown, hibernated")
 WATCHDOG = Outcome("other", "watchdog poweroff")
@@ -97,6 +98,23 @@ def expect_button(machine: qemu.Qemu) -> None:
 def read_disk(machine: qemu.Qemu) -> None:
   """The guest reads its disk, and may not come to say more."""
   machine.tell(Command.READ_DISK.value)
+
+
+def migrated(machine: qemu.Qemu) -> None:
+  """The guest went elsewhere, and the hypervisor says so to the daemon."""
+  import ctrl_files  # only the build has what it needs
+  from ganeti.kvmd.core.marks import Mark
+  from ganeti.kvmd.node import mark_files
+
+  machine.admin("migrate", uri="exec:cat >/dev/null")
+  machine.wait_event("STOP")
+  lifetime.wait_until(
+    lambda: machine.admin("query-migrate")["status"] == "completed",
+    f"{machine.name} is migrated",
+  )
+  with ctrl_files.opened(machine.monitor.parent) as directory:
+    life = directory.life(machine.name)
+    assert mark_files.write(directory, Mark.MIGRATED, machine.name, life)
 
 
 def up_again(machine: qemu.Qemu) -> None:
@@ -255,6 +273,29 @@ FURTHER = (
     BAD_DISK,
     by_sequence=_ADMINISTRATOR,
     remark="stopped by an I/O error: read of bad: Input/output error",
+  ),
+  Ending(
+    "migrated, kill -TERM",
+    MIGRATED,
+    steps(migrated, _term),
+    by_sequence=MIGRATED.verdict,
+  ),
+  Ending(
+    "migrated, kill -KILL",
+    Outcome(MIGRATED.verdict, KILLED.cause),
+    steps(migrated, _kill),
+    by_sequence=MIGRATED.verdict,
+  ),
+  Ending(
+    "powerdown ignored, migrated, kill -TERM",
+    MIGRATED,
+    steps(ignored_powerdown, migrated, _term),
+    by_sequence=MIGRATED.verdict,
+  ),
+  Ending(
+    "migrated, goes on nevertheless, kill -TERM",
+    SIGNAL,
+    steps(migrated, admin("cont"), event("RESUME"), _term),
   ),
   Ending("kill -INT", SIGNAL, send(signal.SIGINT)),
   Ending("kill -HUP", SIGNAL, send(signal.SIGHUP)),

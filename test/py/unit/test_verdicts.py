@@ -30,7 +30,7 @@ from ganeti.kvmd.core.lifecycle import Rule
 from ganeti.kvmd.core.quota import Quota
 from ganeti.kvmd.follow import verdicts
 from ganeti.kvmd.follow.instance import Instance
-from ganeti.kvmd.node import ctrldir
+from ganeti.kvmd.node import ctrldir, mark_files
 from ganeti.kvmd.node.ctrldir import Life
 from scene import stale
 
@@ -140,9 +140,57 @@ def test_end_that_was_heard(room, lines, said, verdict, left, found):
 
 
 @pytest.mark.parametrize(
+  ("said", "is_current", "verdict", "left"),
+  [
+    ([], True, "migrated (no SHUTDOWN)", set()),
+    ([], False, "killed or crashed (no SHUTDOWN)", {"web1.migrated"}),
+    ([SHUTDOWN_BY_SIGNAL], True, "migrated (host-signal)", set()),
+    ([POWERDOWN, SHUTDOWN_BY_SIGNAL], True, "migrated (host-signal)", set()),
+    (
+      [SHUTDOWN_BY_SIGNAL],
+      False,
+      "administrator (host-signal)",
+      {"web1.migrated"},
+    ),
+    (
+      [SHUTDOWN_BY_USER],
+      True,
+      "user (guest-shutdown)",
+      {"web1.shutdown"},
+    ),
+  ],
+)
+def test_end_of_one_that_was_migrated(
+  room, lines, said, is_current, verdict, left
+):
+  """One of another life stays: whoever starts the instance removes it."""
+  web1 = room.instance(said=said)
+  room.leave("web1.migrated", is_current=is_current)
+  room.verdicts.end(web1)
+  assert room.marks == left
+  assert lines()[-1].startswith(f"instance web1: verdict {verdict} ")
+
+
+def test_end_where_nobody_can_tell_whether_it_was_migrated(room, lines):
+  web1 = room.instance(said=[SHUTDOWN_BY_SIGNAL])
+  err = OSError(errno.EIO, os.strerror(errno.EIO), "web1.migrated")
+  with mock.patch.object(mark_files, "marked_at", side_effect=err):
+    room.verdicts.end(web1)
+  complaint, verdict = lines()
+  assert complaint == (
+    "instance web1: cannot find out about its file web1.migrated: Input/output"
+    " error"
+  )
+  assert "verdict administrator" in verdict
+
+
+@pytest.mark.parametrize(
   ("found", "is_current", "verdict", "left"),
   [
     ([], True, "unknown", set()),
+    (["web1.migrated"], True, "migrated", set()),
+    (["web1.migrated"], False, "unknown", set()),
+    (["web1.migrated", "web1.shutdown"], True, "user", {"web1.shutdown"}),
     (["web1.shutdown"], True, "user", {"web1.shutdown"}),
     (["web1.shutdown"], False, "unknown", set()),
     (["web1.powerdown"], True, "unknown", set()),
