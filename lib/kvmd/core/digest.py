@@ -27,8 +27,16 @@ MAX_SIZE = 64 * 1024
 #: who pressed the power button.
 MAX_EVENTS = len(events.KINDS) + 2
 
-#: Who pressed the power button: an administrator, or the watchdog before it.
-_PRESSES = ("POWERDOWN", "WATCHDOG shutdown")
+#: What tells who pressed the power button, each with a letter: a press, which
+#: is the watchdog's where that barked since the last one.
+_PRESSES: Mapping[str, str] = {"POWERDOWN": "p", "WATCHDOG shutdown": "w"}
+
+#: What has to be kept of these, in order. When an administrator has pressed it,
+#: no more counts; of the watchdog's presses one does.
+_HISTORIES = frozenset({"p", "w", "wp", "wpp", "wpw"})
+
+#: After that it is as it was before the watchdog barked again.
+_BARKED_AGAIN = "wpwp"
 
 
 class DamagedError(Exception):
@@ -156,30 +164,17 @@ class Essence:
     return True
 
   def _matters_as_press(self, kind: str) -> bool:
-    """Tells it of one of L{_PRESSES}.
-
-    The watchdog presses next where it barks. What counts is who has pressed:
-    an administrator, who stays, or only the watchdog, however often.
-
-    """
-    presses = [
-      (place, pressed)
-      for place, pressed in enumerate(map(_kind, self.events))
-      if pressed in _PRESSES
+    """Tells it of one of L{_PRESSES}."""
+    places = [
+      place
+      for place, event in enumerate(self.events)
+      if _kind(event) in _PRESSES
     ]
-    barks = is_watchdog = False
-    for _, pressed in presses:
-      if pressed == "POWERDOWN" and not barks:
-        return False
-      is_watchdog = is_watchdog or barks
-      barks = pressed != "POWERDOWN"
-    if kind != "POWERDOWN":
-      return not barks
-    if barks and is_watchdog:
-      # It is as before it barked again.
-      del self.events[presses[-1][0]]
-      return False
-    return True
+    known = "".join(_PRESSES[_kind(self.events[place])] for place in places)
+    known += _PRESSES[kind]
+    if known == _BARKED_AGAIN:
+      del self.events[places[-1]]
+    return known in _HISTORIES
 
 
 def _undone_by(event: Kept) -> tuple[str, ...]:

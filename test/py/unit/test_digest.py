@@ -281,3 +281,42 @@ def test_first_and_last_shutdown_are_kept():
   for number in range(4):
     essence.receive("".join(["SHUT", "DOWN"]), {"guest": True}, float(number))
   assert [event.at for event in essence.events] == [0.0, 3.0]
+
+
+# Who pressed the power button, p, where the watchdog may have barked before, w;
+# what is kept of it, by when it came.
+PRESSES = [
+  ("p", "p0"),
+  ("pp", "p0"),
+  ("pw", "p0"),
+  ("pwp", "p0"),
+  ("w", "w0"),
+  ("ww", "w0"),
+  ("wp", "w0 p1"),
+  ("wwp", "w0 p2"),
+  ("wpp", "w0 p1 p2"),
+  ("wppp", "w0 p1 p2"),
+  ("wppw", "w0 p1 p2"),
+  ("wpw", "w0 p1 w2"),
+  ("wpww", "w0 p1 w2"),
+  ("wpwp", "w0 p1"),
+  ("wpwpp", "w0 p1 p4"),
+  ("wpwpw", "w0 p1 w4"),
+]
+
+
+@pytest.mark.parametrize(("pressed", "kept"), PRESSES)
+def test_who_pressed_the_power_button(pressed, kept):
+  essence = digest.Essence([])
+  for at, letter in enumerate(pressed):
+    # Other events in between change nothing.
+    essence.receive("STOP", {}, float(at))
+    name, data = {"p": POWERDOWN, "w": BARK}[letter]
+    essence.receive(name, dict(data), float(at))
+  said = [
+    f"{event.name[0].lower()}{event.at:.0f}"
+    for event in essence.events
+    if event.name != "STOP"
+  ]
+  assert said == kept.split()
+  assert essence.events[0].name == "STOP"

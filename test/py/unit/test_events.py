@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from ganeti.kvmd.core import events
 from histories import (
@@ -39,7 +41,12 @@ S390 = {
       ("MEMORY_FAILURE", {"recipient": "guest", "action": "fatal"}),
       "MEMORY_FAILURE",
     ),
+    (
+      ("MEMORY_FAILURE", {"recipient": "visitor", "action": "fatal"}),
+      "MEMORY_FAILURE",
+    ),
     (IO_ERROR, "BLOCK_IO_ERROR"),
+    (("BLOCK_IO_ERROR", {"action": "teleport"}), ""),
     (("RTC_CHANGE", {"action": "stop"}), ""),
     (("WATCHDOG shutdown", {}), "WATCHDOG shutdown"),
     (("", {}), ""),
@@ -47,7 +54,10 @@ S390 = {
   ],
 )
 def test_kind(event, kind):
-  assert events.kind_of(*event) == kind
+  name, data = event
+  assert events.kind_of(name, data) == kind
+  # Not the same strings, as none that was received is.
+  assert events.kind_of(name, json.loads(json.dumps(data))) == kind
 
 
 def test_names():
@@ -127,3 +137,22 @@ def test_words_are_short_and_printable(text):
       assert words.isascii()
       assert words.isprintable()
       assert len(words) < 10 * 10 * (events.MAX_TEXT + 1)
+
+
+@pytest.mark.parametrize(
+  ("value", "is_code"),
+  [
+    *((0, True), (0.0, True), (1, True), (2**64 - 1, True), (126.0, True)),
+    *(
+      (2.0**53 - 1, True),
+      (2.0**53, False),
+      (2**64, False),
+      (2**64 + 1, False),
+    ),
+    *((-1, False), (-1.0, False), (0.5, False), (float("inf"), False)),
+    *((float("nan"), False), (True, False), ("1", False), (None, False)),
+  ],
+)
+def test_code(value, is_code):
+  """Whoever parsed it may have made a float of it, which is exact so far."""
+  assert events.is_code(value) is is_code

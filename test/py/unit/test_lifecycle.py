@@ -493,6 +493,8 @@ MIGRATED = [
   # Where QEMU gives no cause, only one that is stopped is no user's.
   (6, [(STOP, 5), (BARE, 7)], "migrated (shutdown while stopped)"),
   (6, [(BARE, 7)], "user (shutdown)"),
+  # By a clock that was never set
+  (0.5, [(STOP, 0.25), (SIGNAL, 0.75)], "migrated (host-signal)"),
   # It goes on in spite of that.
   (6, [(STOP, 5), (RESUME, 7), (SIGNAL, 8)], "administrator (host-signal)"),
   (6, [(STOP, 5), (RESET, 7), (SIGNAL, 8)], "administrator (host-signal)"),
@@ -513,6 +515,15 @@ def test_migrated(migrated, events, expected):
     life.receive(name, data, at)
   verdict, cause = life.outcome
   assert f"{verdict.value} ({cause})" == expected
+
+
+@pytest.mark.parametrize("event", [RESUME, RESET])
+def test_migrated_after_it_went_on_without_a_time(event):
+  life = lifecycle.Lifecycle(Rule.CAUSE)
+  life.receive(*event, 0.0)
+  life.migrated = 0.5
+  life.receive(*SIGNAL, 0.0)
+  assert life.outcome == (Verdict.MIGRATED, "host-signal")
 
 
 def test_migrated_by_sequence():
