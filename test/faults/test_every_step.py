@@ -326,7 +326,11 @@ def test_cleaned_up_at_any_step(node: _Node, scenario: _Scenario) -> None:
     while _clean_up_after(node, scenario, daemon, steps=number):
       number += 1
     assert number > 10
-    assert not any("WARNING" in line for line in daemon.lines)
+    # What was removed before it could be read is not known.
+    assert not any(
+      "WARNING" in line and ": verdict unknown (" not in line
+      for line in daemon.lines
+    )
 
 
 def _clean_up_after(

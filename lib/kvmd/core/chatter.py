@@ -32,6 +32,13 @@ class Filter(NamedTuple):
   names: frozenset[str]
   meaningless: re.Pattern[bytes]
 
+  def is_meaningless(self, data: bytes) -> bool:
+    """Tells whether all of some bytes mean nothing."""
+    # Not fullmatch: white space can be divided in any way, and where that
+    # fails it tries all of them.
+    found = self.meaningless.match(data)
+    return found is not None and found.end() == len(data)
+
 
 @functools.lru_cache(maxsize=8)
 def of(names: frozenset[str]) -> Filter:

@@ -284,7 +284,7 @@ class Decoder:
     return (
       self._partial is None
       and len(data) <= _MAX_RUN
-      and self._filter.meaningless.fullmatch(data) is not None
+      and self._filter.is_meaningless(data)
     )
 
   def feed(self, data: bytes) -> Iterator[Optional[Message]]:
