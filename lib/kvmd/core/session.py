@@ -88,7 +88,9 @@ class Session:
     @raise qmp.ProtocolError: if it is not QMP; what came before that counts
 
     """
-    return () if self._decoder.passes_over(data) else self._take(data)
+    if self.state is State.ATTACHED and self._decoder.passes_over(data):
+      return ()
+    return self._take(data)
 
   def _take(self, data: bytes) -> Iterator[Fact]:
     for message in self._decoder.feed(data):

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import typing
+from unittest import mock
 
 import pytest
-from fake_monitor import GREETING, NEGOTIATED, VERSION, encode
+from fake_monitor import GREETING, NEGOTIATED, VERSION, encode, event
 from ganeti.kvmd.core import lifecycle, qmp
 from ganeti.kvmd.core.session import Attached, Running, Session, State
 from histories import CHATTER
@@ -93,6 +94,13 @@ def test_row(row):
   assert session.state is row.after
   # Nothing is answered.
   assert session.outgoing == b""
+
+
+def test_event_that_means_nothing_is_passed_over():
+  session = reached(State.ATTACHED)
+  chatter = event("RTC_CHANGE", {"offset": 1})
+  with mock.patch.object(qmp.Decoder, "feed", side_effect=AssertionError):
+    assert list(session.receive(chatter)) == []
 
 
 @pytest.mark.parametrize("state", [State.GREETED, State.ATTACHED])
