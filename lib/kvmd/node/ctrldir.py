@@ -235,8 +235,10 @@ class ControlDirectory:
 
     """
     events = self.find(instance + JOURNAL_EVENTS)
+    if events is None:
+      return None
     digest = self.find(instance + JOURNAL_DIGEST)
-    if events is None or digest is None:
+    if digest is None:
       return None
     return Life(events.st_ino, digest.st_mtime_ns)
 
