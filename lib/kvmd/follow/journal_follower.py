@@ -30,7 +30,7 @@ from ganeti.kvmd.node.processes import is_alive
 
 if TYPE_CHECKING:
   from collections.abc import Callable, Iterator
-  from typing import Optional
+  from typing import Optional, Union
 
   from ganeti.kvmd.follow.record import Do, Record
   from ganeti.kvmd.follow.shared import Shared
@@ -179,14 +179,16 @@ class JournalFollower:
     """Acts on what is wrong with a journal."""
     try:
       yield
-    except MissingDirectoryError:
-      pass
-    except FileNotFoundError:
-      self._reader.lose(record)
-    except JournalError as err:
+    except (JournalError, OSError) as err:
+      self._act_on(record, err)
+
+  def _act_on(self, record: Record, err: Union[JournalError, OSError]) -> None:
+    if isinstance(err, JournalError):
       self._distrust(record, err)
-    except OSError as err:
+    elif not isinstance(err, FileNotFoundError):
       self._complain(record, err)
+    elif not isinstance(err, MissingDirectoryError):
+      self._reader.lose(record)
 
   def _opened(
     self, record: Record
@@ -228,9 +230,12 @@ class JournalFollower:
 
   def _check_growth(self, record: Record) -> None:
     """Sees to it that a journal has room, and does not take all there is."""
-    with self._troubles(record):
+    # All journals are looked at like this: a context takes a tenth of it.
+    try:
       if self._keeper.check(record) and record.journal is not None:
         self._reader.queue(record, record.journal)
+    except (JournalError, OSError) as err:
+      self._act_on(record, err)
 
   def _distrust(self, record: Record, err: JournalError) -> None:
     """Does without a journal that something is wrong with."""

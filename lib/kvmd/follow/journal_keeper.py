@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 _SCARCE = 1 / 16
 
 
+#: Those whose journal a QEMU may have open.
+_GROWING = frozenset({State.WRITTEN, State.USELESS})
+
+
 class JournalKeeper:
   """Looks after how much of the file system journals take."""
 
@@ -89,7 +93,7 @@ class JournalKeeper:
 
     """
     known = record.journal
-    if known is None or record.state not in {State.WRITTEN, State.USELESS}:
+    if known is None or record.state not in _GROWING:
       return False
     directory = self._shared.place.directory
     needed = known.measure(journal_files.extent(directory, record.name))

@@ -319,7 +319,7 @@ def extent(directory: ControlDirectory, name: str) -> Extent:
   @raise OSError: if that cannot be found out
 
   """
-  found = directory.find(name + JOURNAL_EVENTS)
+  found = own_files.find(directory.descriptor, name + JOURNAL_EVENTS)
   if found is None:
     raise _missing(name + JOURNAL_EVENTS)
   return _extent(found)
