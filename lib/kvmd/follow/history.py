@@ -95,7 +95,7 @@ class History:
     )
     self._ready: collections.deque[_Ready] = collections.deque()
     # How many of both there are, by the names of the instances.
-    self._names: collections.Counter[str] = collections.Counter()
+    self._names: dict[str, int] = {}
     self._more: list[bytes] = []
     self._exits: collections.OrderedDict[int, str] = collections.OrderedDict()
     # When it is tried again to write, after that failed.
@@ -129,18 +129,19 @@ class History:
     if self._files is None:
       return
     name, process = ending.instance, ending.process
-    if name in self._names:
+    before = self._names.get(name, 0)
+    if before:
       # What became of an instance stands there in the order in which it did.
       self._give_up_waiting_for(name)
-    self._names[name] += 1
+    self._names[name] = before + 1
     exit_ = self._exits.pop(process, "")
     # Who has said why it ends need not be asked how.
     is_silent = ending.outcome == UNANNOUNCED
     if is_silent and process and self.hears_exits and not exit_:
-      before = self._waiting.pop(process, None)
-      if before is not None:
+      other = self._waiting.pop(process, None)
+      if other is not None:
         # Its number is another's by now.
-        self._ready.append(_Ready(before.ending, ""))
+        self._ready.append(_Ready(other.ending, ""))
       deadline = time.monotonic() + self._timing.exit
       self._waiting[process] = _Waiting(ending, deadline)
       return
@@ -235,10 +236,9 @@ class History:
     return files.recorded({ending.life for ending in old}, began)
 
   def _release(self, ending: Ending) -> None:
-    name = ending.instance
-    self._names[name] -= 1
-    if not self._names[name]:
-      del self._names[name]
+    left = self._names.pop(ending.instance) - 1
+    if left:
+      self._names[ending.instance] = left
 
   def _complain(self, err: OSError) -> None:
     trouble = f"{err.filename}: {err.strerror}"

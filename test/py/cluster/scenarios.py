@@ -110,13 +110,19 @@ class Stage:
   def check_ends(self, instance: Instance, node: Node, *right: str) -> None:
     """Check what the daemon has said of an instance's ends on a node.
 
+    Its history has to say the same, each end once.
+
     @raise TimeoutError: if it does not come to say that, and no more
 
     """
+
+    def are_told() -> bool:
+      said = sides.ends(node, instance)
+      return said == sides.remembered(node, instance) == [*right]
+
     if self.side.tells_ends:
       lifetime.wait_until(
-        lambda: sides.ends(node, instance) == [*right],
-        f"ends of {instance.name} on {node.name}: {right}",
+        are_told, f"ends of {instance.name} on {node.name}: {right}"
       )
 
   def look_all(

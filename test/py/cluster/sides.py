@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import pathlib
 import typing
 
@@ -16,6 +17,7 @@ from cluster.instance import Instance
 from cluster.node import Node
 
 _LOG = "/var/log/ganeti/kvm-daemon.log"
+_HISTORY = "/var/log/ganeti/kvmd-history/history.jsonl"
 _SETUP = "ganeti-kvmd-setup"
 _PID_FILE = "/run/ganeti/ganeti-kvmd.pid"
 
@@ -44,6 +46,20 @@ def ends(node: Node, instance: Instance) -> list[str]:
   return [
     f"{each.verdict} ({each.cause})"
     for each in kvmd_log.verdicts(said, instance.name)
+  ]
+
+
+def remembered(node: Node, instance: Instance) -> list[str]:
+  """What the history of a node has of an instance's ends, oldest first."""
+  try:
+    content = node.path(_HISTORY).read_text()
+  except FileNotFoundError:
+    return []
+  lines = [json.loads(line) for line in content.split("\n")[:-1]]
+  return [
+    f"{line['verdict']} ({line['cause']})"
+    for line in lines
+    if line["instance"] == instance.name
   ]
 
 
