@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections.abc
 import contextlib
 import dataclasses
+import json
 import pathlib
 import time
 import typing
@@ -52,11 +53,14 @@ class _Node:
     self.ctrl_dir = ctrl_dir
     self.hypervisor = Hypervisor(ctrl_dir)
     self._log = log
+    self._history = log.with_name("history")
 
   @contextlib.contextmanager
   def daemon(self, *options: str) -> collections.abc.Iterator[Daemon]:
     """Run a daemon for some time."""
-    daemon = Daemon(self.ctrl_dir, self._log, *options)
+    daemon = Daemon(
+      self.ctrl_dir, self._log, f"--history={self._history}", *options
+    )
     try:
       yield daemon
     finally:
@@ -87,12 +91,21 @@ class _Node:
     return found.st_blocks * 512 <= _SHORT
 
   def state(self) -> object:
-    """Returns what there is in the directory."""
-    found = []
+    """Returns what there is in the directory, and how long the history is."""
+    found: list[object] = []
+    if self._history.exists():
+      found.append(self._history.stat().st_size)
     for name in sorted(ctrl_files.names(self.ctrl_dir)):
       stat = (self.ctrl_dir / name).lstat()
       found.append((name, stat.st_ino, stat.st_mtime_ns, stat.st_blocks))
     return found
+
+  def remembered(self) -> list[str]:
+    """Returns the verdicts that the history has."""
+    return [
+      json.loads(line)["verdict"]
+      for line in self._history.read_text().splitlines()
+    ]
 
   def wait_clean(self, name: str, *, is_user: bool) -> None:
     """Wait until what is left of an instance is just what is right."""
@@ -230,6 +243,8 @@ def test_killed_at_any_change(node: _Node, scenario: _Scenario) -> None:
   kills = 0
   while _kill_after(node, scenario, changes=kills):
     kills += 1
+    if scenario.journal:
+      assert node.remembered() == ["user"] * kills
   # A mark is made, and dated.
   assert kills >= 2
 
