@@ -344,6 +344,7 @@ def _serve(
     stack.callback(server.close)
     pid_file = _PidFile(files.pid)
     stack.callback(pid_file.remove)
+    logging.info("%s (in Python) version %s", PROGRAM, kvmd.VERSION)
     logging.info(
       "watching %s%s",
       files.control_directory,

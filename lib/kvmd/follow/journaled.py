@@ -160,7 +160,7 @@ class Journaled:
     self._covered = files.read_digest().position
     self._extent, self._looked = files.extent(), time.monotonic()
     self.was_written = True
-    self.instance.log("its QEMU keeps a journal, and is not connected to")
+    self.instance.log("its QEMU keeps a journal, and is followed by it")
 
   def read_on(self, files: JournalFiles, seconds: float) -> Progress:
     """Reads on, for a while.

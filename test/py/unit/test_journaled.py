@@ -161,7 +161,7 @@ def test_open_one(control, write, known, caplog):
     known.open(files)
     extent = files.extent()
   assert known.was_written
-  assert "its QEMU keeps a journal, and is not connected to" in caplog.text
+  assert "its QEMU keeps a journal, and is followed by it" in caplog.text
   with mock.patch.object(journal_space, "need") as need:
     known.measure(Extent(7, 9))
   covered, before, now, seconds = need.call_args.args
