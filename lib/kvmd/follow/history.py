@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 #: So many lines are kept that cannot be written just now.
 _MAX_PENDING = 20_000
 
+#: So many lines are written before something else has its turn: in 5 ms or so.
+_MAX_LINES = 500
+
 #: Of so many processes it is remembered how they ended till the verdict is
 #: given, which may come later.
 _MAX_EXITS = 1024
@@ -61,6 +64,18 @@ class _Ready(NamedTuple):
 
   ending: Ending
   exit: str
+
+
+class _Exit(NamedTuple):
+  """How a process ended of which no end is known yet.
+
+  @ivar how: in the kernel's words
+  @ivar told: when that was told, by the monotonic clock
+
+  """
+
+  how: str
+  told: float
 
 
 class History:
@@ -96,8 +111,8 @@ class History:
     self._ready: collections.deque[_Ready] = collections.deque()
     # How many of both there are, by the names of the instances.
     self._names: dict[str, int] = {}
-    self._more: list[bytes] = []
-    self._exits: collections.OrderedDict[int, str] = collections.OrderedDict()
+    self._more: collections.deque[bytes] = collections.deque()
+    self._exits: collections.OrderedDict[int, _Exit] = collections.OrderedDict()
     # When it is tried again to write, after that failed.
     self._next = 0.0
     self._trouble = ""
@@ -107,7 +122,11 @@ class History:
     """Writes what there is, and lets go of the files."""
     self._give_up_waiting(float("inf"))
     self._next = 0.0
-    self.run(float("inf"))
+    while self._ready or self._more:
+      before = len(self._ready) + len(self._more)
+      self.run(float("inf"))
+      if len(self._ready) + len(self._more) == before:
+        break
     if self._files is not None:
       self._files.close()
 
@@ -134,7 +153,7 @@ class History:
       # What became of an instance stands there in the order in which it did.
       self._give_up_waiting_for(name)
     self._names[name] = before + 1
-    exit_ = self._exits.pop(process, "")
+    exit_ = self._take_exit(process)
     # Who has said why it ends need not be asked how.
     is_silent = ending.outcome == UNANNOUNCED
     if is_silent and process and self.hears_exits and not exit_:
@@ -168,7 +187,7 @@ class History:
     if waiting is not None:
       self._ready.append(_Ready(waiting.ending, how))
       return
-    self._exits[process] = how
+    self._exits[process] = _Exit(how, time.monotonic())
     if len(self._exits) > _MAX_EXITS:
       self._exits.popitem(last=False)
 
@@ -193,6 +212,14 @@ class History:
       self._next = now + self._timing.delivery
       self._complain(err)
 
+  def _take_exit(self, process: int) -> str:
+    """Returns how a process ended; "" if that is not known."""
+    found = self._exits.pop(process, None)
+    # What was told long ago is of another process of that number.
+    if found is None or time.monotonic() - found.told > self._timing.exit:
+      return ""
+    return found.how
+
   def _give_up_waiting(self, now: float) -> None:
     while self._waiting:
       process, waiting = next(iter(self._waiting.items()))
@@ -209,17 +236,16 @@ class History:
 
   def _write(self, files: HistoryFiles) -> None:
     files.prepare()
-    known = self._recorded(files)
+    self._pass_over_recorded(files)
     date = time.time()
-    while self._ready:
+    for _ in range(min(_MAX_LINES, len(self._ready))):
       ending, exit_ = self._ready[0]
-      if ending.is_new or ending.life not in known:
-        files.add(encode_ending(ending, self._node, date, exit_))
+      files.add(encode_ending(ending, self._node, date, exit_))
       self._ready.popleft()
       self._release(ending)
-    while self._more:
+    for _ in range(min(_MAX_LINES, len(self._more))):
       files.add(self._more[0])
-      del self._more[0]
+      self._more.popleft()
     if self._trouble:
       logging.info("the history %s can be written again", files.path)
       self._trouble = ""
@@ -227,13 +253,22 @@ class History:
       logging.warning("%d ends are missing in the history", self._missing)
       self._missing = 0
 
-  def _recorded(self, files: HistoryFiles) -> set[str]:
-    """Returns those that another daemon has written down."""
+  def _pass_over_recorded(self, files: HistoryFiles) -> None:
+    """Forgets those that another daemon has written down."""
     old = [each.ending for each in self._ready if not each.ending.is_new]
     if not old:
-      return set()
+      return
     began = min(ending.began or 0.0 for ending in old)
-    return files.recorded({ending.life for ending in old}, began)
+    recorded = files.recorded({ending.life for ending in old}, began)
+    ready, self._ready = self._ready, collections.deque()
+    for each in ready:
+      if not each.ending.is_new and each.ending.life in recorded:
+        self._release(each.ending)
+      else:
+        # It is not asked for again.
+        self._ready.append(
+          each._replace(ending=each.ending._replace(is_new=True))
+        )
 
   def _release(self, ending: Ending) -> None:
     left = self._names.pop(ending.instance) - 1

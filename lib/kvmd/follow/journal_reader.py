@@ -128,7 +128,8 @@ class JournalReader:
     @param do: what to do it with
 
     """
-    if self._judged and now >= self._next:
+    # While ends are written down, that comes first.
+    if self._judged and now >= self._next and now < self._shared.history.due:
       self._next = now + self._shared.timing.delivery
       for name in list(self._judged):
         do(self.remove, name)

@@ -92,6 +92,13 @@ def writing(scratch, monkeypatch, caplog):
   play.history.close()
 
 
+@pytest.fixture
+def broken(writing):
+  """There is a directory in the place of the file."""
+  writing.path.mkdir(parents=True)
+  return writing
+
+
 def test_end_is_written_when_it_is_due(writing):
   assert writing.history.due == NEVER
   writing.note()
@@ -194,6 +201,60 @@ def test_ends_of_processes_without_end(writing):
   ]
 
 
+def test_end_of_another_process_of_that_number(writing):
+  writing.history.tell_exit(1, "was killed by SIGKILL")
+  writing.now += 0.6
+  writing.note()
+  writing.run()
+  assert "exit" not in writing.lines[0]
+
+
+def test_others_have_their_turn(writing, monkeypatch):
+  monkeypatch.setattr(history, "_MAX_LINES", 3)
+  for number in range(1, 8):
+    writing.note(f"web{number}", number)
+    writing.history.note_more("web1", {"user": number})
+  for written in 3, 6, 7:
+    assert writing.history.due <= NOW
+    writing.run()
+    assert len([each for each in writing.lines if "life" in each]) == written
+  assert len(writing.lines) == 14
+  assert writing.history.due == NEVER
+
+
+def test_all_is_written_at_the_end(writing, monkeypatch):
+  monkeypatch.setattr(history, "_MAX_LINES", 3)
+  for number in range(1, 8):
+    writing.note(f"web{number}", number)
+  writing.history.close()
+  assert len(writing.lines) == 7
+
+
+def test_it_ends_though_it_cannot_be_written(broken):
+  broken.note()
+  broken.history.close()
+
+
+def test_history_is_asked_once_for_all(writing, monkeypatch):
+  """However many lines are due, and however long it is."""
+  monkeypatch.setattr(history, "_MAX_LINES", 3)
+  for number in (1, 5):
+    writing.note(f"web{number}", number)
+  writing.run()
+  writing.history.close()
+  writing.begin()
+  with mock.patch.object(
+    HistoryFiles, "recorded", autospec=True, side_effect=HistoryFiles.recorded
+  ) as recorded:
+    for number in range(1, 8):
+      writing.note(f"web{number}", number, is_new=False)
+    for _ in range(3):
+      writing.run()
+  assert writing.lives == [f"7-{number}" for number in (1, 5, 2, 3, 4, 6, 7)]
+  assert recorded.call_count == 1
+  assert not writing.history.is_pending("web5")
+
+
 def test_further_ends(writing):
   writing.history.note_more("web1", {"user": 3})
   writing.run()
@@ -234,13 +295,6 @@ def test_two_lives_of_one_instance(writing):
   writing.run()
   assert writing.lives == ["7-1", "7-3", "7-2"]
   assert not writing.history.is_pending("web1")
-
-
-@pytest.fixture
-def broken(writing):
-  """There is a directory in the place of the file."""
-  writing.path.mkdir(parents=True)
-  return writing
 
 
 def test_it_cannot_be_written(broken):
