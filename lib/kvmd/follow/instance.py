@@ -160,6 +160,11 @@ class Instance:
     return self._started is not None and not self.is_over
 
   @property
+  def is_over_by_journal(self) -> bool:
+    """Whether the verdict was given, and by its journal."""
+    return self.is_over and self.source is Source.JOURNAL
+
+  @property
   def is_remembered(self) -> bool:
     """Whether only its mark says that the guest was shut down."""
     return self.lifecycle.announced is lifecycle.REMEMBERED

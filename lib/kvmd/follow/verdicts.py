@@ -12,6 +12,7 @@ with it, and where that fails it is tried again. Nobody else does that.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import time
 from typing import TYPE_CHECKING
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
   from collections.abc import Iterator
 
   from ganeti.kvmd.follow.instance import Instance
+  from ganeti.kvmd.node.ctrldir import Life
   from ganeti.kvmd.node.place import Place
 
 #: The marks that the hypervisor makes as well.
@@ -32,6 +34,10 @@ _RECALLED = [mark for mark, row in MEANINGS.items() if row.is_recalled]
 
 #: Those that say how a life ended.
 _SOUGHT = [mark for mark, row in MEANINGS.items() if row.is_sought]
+
+
+#: Those without which a journal tells something else than with them.
+_BESIDE_A_JOURNAL = frozenset(_RECALLED + _SOUGHT)
 
 
 class Verdicts:
@@ -161,6 +167,22 @@ class Verdicts:
     except OSError as err:
       _complain_of(err, instance)
 
+  def tidy_up(self, name: str, life: Life) -> None:
+    """Removes what was left for who reads a journal, after the journal.
+
+    Till then it is judged by that again, should the daemon be restarted. Where
+    there may be a later life, its marks are its own; each start removes old
+    ones.
+
+    """
+    directory = self._place.directory
+    with contextlib.suppress(OSError):
+      if directory.has_monitor(name) or directory.has_journal(name):
+        return
+      for mark in _BESIDE_A_JOURNAL:
+        if mark_files.marked_at(directory, mark, name, life) is not None:
+          mark_files.remove(directory, mark, name)
+
   def settle(self, instance: Instance) -> bool:
     """Brings the marks in line with what is known of an instance.
 
@@ -179,9 +201,12 @@ class Verdicts:
 
   def _bring_in_line(self, instance: Instance) -> bool:
     directory = self._place.directory
+    stays = _BESIDE_A_JOURNAL if instance.is_over_by_journal else ()
     for due in instance.marks.due(instance.lifecycle, is_over=instance.is_over):
       if instance.life is None:
         return False
+      if due.mark in stays:
+        continue
       try:
         if due.is_wanted:
           if mark_files.write(

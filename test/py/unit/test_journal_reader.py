@@ -13,17 +13,27 @@ from unittest import mock
 
 import ctrl_files
 import pytest
-from fake_monitor import BEGINNING, VERSION, encode, event, open_journal
+from fake_monitor import (
+  BEGINNING,
+  SIGNAL,
+  USER,
+  VERSION,
+  encode,
+  event,
+  open_journal,
+)
 from ganeti.kvmd.core.following import TRANSITIONS, Fact, State
 from ganeti.kvmd.core.lifecycle import Rule, Verdict
+from ganeti.kvmd.core.marks import Mark
 from ganeti.kvmd.core.timers import Timers
 from ganeti.kvmd.core.timing import Timing
 from ganeti.kvmd.follow.instance import Instance
 from ganeti.kvmd.follow.journal_reader import JournalReader
 from ganeti.kvmd.follow.journaled import Journaled
 from ganeti.kvmd.follow.record import Record
-from ganeti.kvmd.node import ctrldir, journal, journal_files
+from ganeti.kvmd.node import ctrldir, journal, journal_files, mark_files
 from journal_scene import shared_by_all
+from scene import begin_journal
 from written_journals import CHATTER, END, NAME
 
 NEVER = float("inf")
@@ -597,3 +607,29 @@ def test_next_life_begins_while_the_last_is_to_be_delivered(node, monkeypatch):
   assert node.verdicts() == ["user", "administrator"]
   node.work()
   assert node.files() == []
+
+
+@pytest.mark.parametrize("mark", [Mark.POWERDOWN, Mark.MIGRATED])
+def test_daemon_is_killed_when_the_verdict_is_delivered(scene, mark):
+  """Whoever reads the journal again finds what belongs to it."""
+  with begin_journal(scene.ctrl_dir, "web1") as file:
+    scene.says("instance web1: its QEMU keeps a journal")
+    with ctrl_files.opened(scene.ctrl_dir) as directory:
+      life = directory.journaled_life("web1")
+      mark_files.write(directory, mark, "web1", life)
+    is_users = mark is Mark.POWERDOWN
+    with mock.patch.object(journal_files, "remove_life", side_effect=OSError):
+      file.write(event("SHUTDOWN", USER if is_users else SIGNAL))
+      file.close()
+      verdict = scene.verdict("web1")
+      scene.turn()
+      scene.stop()
+  assert verdict == ("administrator" if is_users else "migrated")
+  for _ in range(2):
+    with mock.patch.object(journal_files, "remove_life", side_effect=OSError):
+      scene.start()
+      scene.turn()
+      scene.stop()
+  scene.start()
+  scene.until(lambda: not list(scene.ctrl_dir.glob("web1.*")))
+  assert set(scene.verdicts("web1")) == {verdict}

@@ -27,6 +27,7 @@ from fake_monitor import (
 )
 from ganeti.kvmd.core import qmp
 from ganeti.kvmd.core.lifecycle import Rule
+from ganeti.kvmd.core.marks import Mark
 from ganeti.kvmd.core.quota import Quota
 from ganeti.kvmd.follow import verdicts
 from ganeti.kvmd.follow.instance import Instance
@@ -816,3 +817,14 @@ def test_directory_is_away_when_an_instance_crashes(
   assert scene.verdict("web1") == "killed or crashed"
   (scratch / "away").rename(scene.ctrl_dir)
   scene.until(lambda: not scene.has_file("web1"))
+
+
+@pytest.mark.parametrize("mark", [Mark.POWERDOWN, Mark.MIGRATED])
+@pytest.mark.parametrize("later", ["", ".kvmd", ".journal.out"])
+def test_what_stays_beside_a_journal_goes_after_it(room, mark, later):
+  """But what a later life has is its own."""
+  mark_files.write(room.place.directory, mark, "web1", Life(1, 1))
+  if later:
+    (room.path / f"web1{later}").touch()
+  room.verdicts.tidy_up("web1", Life(1, 1))
+  assert (f"web1{mark.value}" in room.marks) is bool(later)
