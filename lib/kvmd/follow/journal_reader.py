@@ -165,7 +165,7 @@ class JournalReader:
       # The hypervisor is at work there, say; it is tried again.
       return
     if known.life is not None:
-      self._shared.verdicts.tidy_up(record.name, known.life)
+      self._shared.verdicts.tidy_up(record.name, known.life, known.last)
     self._note(record, Fact.DELIVERED)
 
   def supersede(self, record: Record, known: Journaled) -> None:

@@ -52,6 +52,8 @@ class Journaled:
   @ivar reading: what was read since the digest; None if nothing was
   @ivar delay: how long the last wait for its closing to count was, in seconds;
     0 if it was not closed
+  @ivar last: when its journal was written to last, in nanoseconds since the
+    epoch, once it is read
   @ivar was_written: whether a QEMU was seen to have it open
 
   """
@@ -63,6 +65,7 @@ class Journaled:
     "_shared",
     "delay",
     "instance",
+    "last",
     "life",
     "reading",
     "was_written",
@@ -73,6 +76,7 @@ class Journaled:
     self._shared = shared
     self.reading: Optional[journal.Reading] = None
     self.delay = 0.0
+    self.last = 0
     self.was_written = False
     # How many bytes the digest covers.
     self._covered = 0
@@ -115,7 +119,7 @@ class Journaled:
     unless it was seen.
 
     """
-    heard = found.written_at
+    heard = self.last = found.written_at
     is_announced = found.lifecycle.announced is not None
     ended = heard if is_announced else time.time_ns()
     is_known = is_announced or self.was_written

@@ -167,17 +167,24 @@ class Verdicts:
     except OSError as err:
       _complain_of(err, instance)
 
-  def tidy_up(self, name: str, life: Life) -> None:
+  def tidy_up(self, name: str, life: Life, last: int) -> None:
     """Removes what was left for who reads a journal, after the journal.
 
-    Till then it is judged by that again, should the daemon be restarted. Where
-    there may be a later life, its marks are its own; each start removes old
-    ones.
+    Till then it is judged by that again, should the daemon be restarted. What a
+    later life has is its own; each start removes old ones.
+
+    @param life: the one that the journal told of
+    @param last: when the journal was written to last, in nanoseconds since the
+      epoch
 
     """
     directory = self._place.directory
     with contextlib.suppress(OSError):
-      if directory.has_monitor(name) or directory.has_journal(name):
+      # A QEMU that was killed leaves its monitor, which is older.
+      is_reborn = directory.has_monitor(name) and (
+        directory.life(name).born > last
+      )
+      if is_reborn or directory.has_journal(name):
         return
       for mark in _BESIDE_A_JOURNAL:
         if mark_files.marked_at(directory, mark, name, life) is not None:

@@ -820,11 +820,16 @@ def test_directory_is_away_when_an_instance_crashes(
 
 
 @pytest.mark.parametrize("mark", [Mark.POWERDOWN, Mark.MIGRATED])
-@pytest.mark.parametrize("later", ["", ".kvmd", ".journal.out"])
-def test_what_stays_beside_a_journal_goes_after_it(room, mark, later):
+@pytest.mark.parametrize(
+  ("later", "date"),
+  [("", 0), (".kvmd", 4), (".kvmd", 5), (".kvmd", 6), (".journal.out", 4)],
+)
+def test_what_stays_beside_a_journal_goes_after_it(room, mark, later, date):
   """But what a later life has is its own."""
   mark_files.write(room.place.directory, mark, "web1", Life(1, 1))
   if later:
     (room.path / f"web1{later}").touch()
-  room.verdicts.tidy_up("web1", Life(1, 1))
-  assert (f"web1{mark.value}" in room.marks) is bool(later)
+    os.utime(room.path / f"web1{later}", ns=(date, date))
+  room.verdicts.tidy_up("web1", Life(1, 1), 5)
+  stays = later == ".journal.out" or date > 5
+  assert (f"web1{mark.value}" in room.marks) is stays
