@@ -270,15 +270,16 @@ def explains(
   A life may have none unless it must, and more than one where the daemon was
   killed over it.
 
-  @param is_history: whether they are from the history: there a life has one
-    at most
+  @param is_history: whether they are from the history: there a life with a
+    journal has one at most
 
   """
   # As many of the verdicts may be on the lives so far.
   taken = {0}
   for life in lives:
     must = life.must_be_remembered if is_history else life.must_be_logged
-    most = 1 if is_history else len(verdicts)
+    is_once = is_history and life.source is Source.JOURNAL
+    most = 1 if is_once else len(verdicts)
     before, taken = taken, set() if must else set(taken)
     for first in before:
       for last in range(first, min(first + most, len(verdicts))):
